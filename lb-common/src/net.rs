@@ -1,0 +1,310 @@
+//! Addresses, ports and protocol numbers, in the byte order of the wire.
+//!
+//! None of these types does arithmetic: a value in network order is compared, copied and
+//! hashed, and becomes a number only through `to_host`.
+
+use core::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use network_types::ip::IpProto as WireProto;
+
+/// One IP family, as a type: the packet pipeline is generic over it and compiled once for each.
+pub trait Family: Copy + 'static {
+    /// The family's address.
+    type Address: Address;
+    /// The protocol number that Ethernet carries for the family.
+    const ETHER_TYPE: EtherType;
+    /// The socket address family (`AF_INET`, `AF_INET6`), for the FIB lookup.
+    const AF: u8;
+}
+
+/// IP version 4.
+#[derive(Clone, Copy, Debug)]
+pub struct V4;
+
+/// IP version 6.
+#[derive(Clone, Copy, Debug)]
+pub struct V6;
+
+impl Family for V4 {
+    type Address = Ipv4Be;
+    const ETHER_TYPE: EtherType = EtherType::IPV4;
+    const AF: u8 = 2;
+}
+
+impl Family for V6 {
+    type Address = Ipv6Be;
+    const ETHER_TYPE: EtherType = EtherType::IPV6;
+    const AF: u8 = 10;
+}
+
+/// What the pipeline needs of an address, whatever its family.
+pub trait Address: Copy + Eq + 'static {
+    /// No address: the unspecified one, all zeros.
+    const UNSPECIFIED: Self;
+    /// The address as four 32-bit words in network order; IPv4 uses the first, the rest are zero.
+    fn to_words(self) -> [u32; 4];
+    /// The inverse of [`Address::to_words`]; IPv4 ignores all words but the first.
+    fn from_words(words: [u32; 4]) -> Self;
+    /// The sum of the address's 16-bit words, not folded: at most 8 × 0xFFFF.
+    fn sum16(self) -> u32;
+}
+
+/// An IPv4 address in network order.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Ipv4Be(u32);
+
+/// An IPv6 address in network order.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Ipv6Be([u32; 4]);
+
+/// A TCP or UDP port in network order.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Port(u16);
+
+/// The protocol number of an Ethernet frame or a VLAN tag, in network order.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EtherType(u16);
+
+/// An IP protocol number (one byte, so without an order).
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct IpProto(pub u8);
+
+/// The kernel's number of a network interface, in host order.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct IfIndex(pub u32);
+
+/// An Ethernet address.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct MacAddr(pub [u8; 6]);
+
+impl Address for Ipv4Be {
+    const UNSPECIFIED: Self = Self(0);
+
+    #[inline(always)]
+    fn to_words(self) -> [u32; 4] {
+        [self.0, 0, 0, 0]
+    }
+
+    #[inline(always)]
+    fn from_words([word, ..]: [u32; 4]) -> Self {
+        Self(word)
+    }
+
+    #[inline(always)]
+    fn sum16(self) -> u32 {
+        (self.0 >> 16) + (self.0 & 0xFFFF)
+    }
+}
+
+impl Ipv4Be {
+    /// From the bytes of a header, as they stand there.
+    #[inline(always)]
+    pub const fn from_bytes(bytes: [u8; 4]) -> Self {
+        Self(u32::from_ne_bytes(bytes))
+    }
+
+    /// The bytes as a header holds them.
+    #[inline(always)]
+    pub const fn to_bytes(self) -> [u8; 4] {
+        self.0.to_ne_bytes()
+    }
+}
+
+impl Address for Ipv6Be {
+    const UNSPECIFIED: Self = Self([0; 4]);
+
+    #[inline(always)]
+    fn to_words(self) -> [u32; 4] {
+        self.0
+    }
+
+    #[inline(always)]
+    fn from_words(words: [u32; 4]) -> Self {
+        Self(words)
+    }
+
+    #[inline(always)]
+    fn sum16(self) -> u32 {
+        let [a, b, c, d] = self.0;
+        Ipv4Be(a).sum16() + Ipv4Be(b).sum16() + Ipv4Be(c).sum16() + Ipv4Be(d).sum16()
+    }
+}
+
+impl Ipv6Be {
+    /// From the bytes of a header, as they stand there.
+    #[inline(always)]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        let [a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3] = bytes;
+        Self([
+            u32::from_ne_bytes([a0, a1, a2, a3]),
+            u32::from_ne_bytes([b0, b1, b2, b3]),
+            u32::from_ne_bytes([c0, c1, c2, c3]),
+            u32::from_ne_bytes([d0, d1, d2, d3]),
+        ])
+    }
+
+    /// The bytes as a header holds them.
+    #[inline(always)]
+    pub const fn to_bytes(self) -> [u8; 16] {
+        let [a, b, c, d] = self.0;
+        let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (a.to_ne_bytes(), b.to_ne_bytes());
+        let ([c0, c1, c2, c3], [d0, d1, d2, d3]) = (c.to_ne_bytes(), d.to_ne_bytes());
+        [a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3]
+    }
+}
+
+impl Port {
+    /// From the bytes of a header, as they stand there.
+    #[inline(always)]
+    pub const fn from_bytes(bytes: [u8; 2]) -> Self {
+        Self(u16::from_ne_bytes(bytes))
+    }
+
+    /// The bytes as a header holds them.
+    #[inline(always)]
+    pub const fn to_bytes(self) -> [u8; 2] {
+        self.0.to_ne_bytes()
+    }
+
+    /// From a port number in host order.
+    #[inline(always)]
+    pub const fn from_host(port: u16) -> Self {
+        Self(port.to_be())
+    }
+
+    /// The port number in host order.
+    #[inline(always)]
+    pub const fn to_host(self) -> u16 {
+        u16::from_be(self.0)
+    }
+
+    /// The 16-bit word as checksums and hashes read it: network order, uninterpreted.
+    #[inline(always)]
+    pub const fn word(self) -> u16 {
+        self.0
+    }
+}
+
+impl EtherType {
+    /// IPv4 (RFC 894).
+    pub const IPV4: Self = Self::from_host(0x0800);
+    /// IPv6 (RFC 2464).
+    pub const IPV6: Self = Self::from_host(0x86DD);
+    /// A customer VLAN tag (IEEE 802.1Q).
+    pub const VLAN: Self = Self::from_host(0x8100);
+    /// A service VLAN tag (IEEE 802.1ad).
+    pub const SERVICE_VLAN: Self = Self::from_host(0x88A8);
+
+    /// From a number in host order.
+    pub const fn from_host(number: u16) -> Self {
+        Self(number.to_be())
+    }
+
+    /// From the bytes of a header, as they stand there.
+    #[inline(always)]
+    pub const fn from_bytes(bytes: [u8; 2]) -> Self {
+        Self(u16::from_ne_bytes(bytes))
+    }
+
+    /// Whether a VLAN tag follows.
+    #[inline(always)]
+    pub fn is_vlan(self) -> bool {
+        self == Self::VLAN || self == Self::SERVICE_VLAN
+    }
+}
+
+impl IpProto {
+    /// Transmission Control Protocol.
+    pub const TCP: Self = Self(WireProto::Tcp as u8);
+    /// User Datagram Protocol.
+    pub const UDP: Self = Self(WireProto::Udp as u8);
+}
+
+impl From<Ipv4Addr> for Ipv4Be {
+    fn from(address: Ipv4Addr) -> Self {
+        Self::from_bytes(address.octets())
+    }
+}
+
+impl From<Ipv4Be> for Ipv4Addr {
+    fn from(address: Ipv4Be) -> Self {
+        Self::from(address.to_bytes())
+    }
+}
+
+impl From<Ipv6Addr> for Ipv6Be {
+    fn from(address: Ipv6Addr) -> Self {
+        Self::from_bytes(address.octets())
+    }
+}
+
+impl From<Ipv6Be> for Ipv6Addr {
+    fn from(address: Ipv6Be) -> Self {
+        Self::from(address.to_bytes())
+    }
+}
+
+/// The words of an address of either family, as [`Address::to_words`] gives them.
+pub fn words(address: IpAddr) -> [u32; 4] {
+    match address {
+        IpAddr::V4(address) => Ipv4Be::from(address).to_words(),
+        IpAddr::V6(address) => Ipv6Be::from(address).to_words(),
+    }
+}
+
+impl fmt::Debug for Ipv4Be {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&Ipv4Addr::from(*self), f)
+    }
+}
+
+impl fmt::Debug for Ipv6Be {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&Ipv6Addr::from(*self), f)
+    }
+}
+
+impl fmt::Debug for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.to_host(), f)
+    }
+}
+
+impl fmt::Debug for IpProto {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::TCP => f.write_str("tcp"),
+            Self::UDP => f.write_str("udp"),
+            Self(number) => write!(f, "protocol {number}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_survive_the_way_through_words() {
+        let v4 = Ipv4Addr::new(192, 0, 2, 7);
+        let v6: Ipv6Addr = "2001:db8::7".parse().unwrap();
+        assert_eq!(Ipv4Addr::from(Ipv4Be::from_words(words(v4.into()))), v4);
+        assert_eq!(Ipv6Addr::from(Ipv6Be::from_words(words(v6.into()))), v6);
+    }
+
+    #[test]
+    fn ports_hold_network_order() {
+        assert_eq!(Port::from_host(80).to_bytes(), [0, 80]);
+        assert_eq!(Port::from_bytes([0x1F, 0x90]).to_host(), 8080);
+    }
+}

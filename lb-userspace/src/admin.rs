@@ -1,0 +1,2 @@
+//! The admin socket: what the agent tells about itself.
+pub mod report;

@@ -1,13 +1,14 @@
 //! The structs that live in the kernel's maps. Addresses and ports are in network order, all else in host order.
 
 use crate::{
+    checksum::Delta,
     flow::{Direction, State},
     net::{Address, IfIndex, IpProto, Ipv4Be, Ipv6Be, MacAddr, Port},
 };
 
 abi! {
     /// Key of `SERVICES4` and `SERVICES6`: a frontend.
-    pub struct ServiceKey<A> where Ipv4Be => 8, Ipv6Be => 20 {
+    pub struct ServiceKey<A> where Ipv4Be => 8, Ipv6Be => 24 {
         /// The address that clients send to.
         pub address: A,
         /// The port that clients send to.
@@ -15,21 +16,21 @@ abi! {
         /// TCP or UDP; one port number may be two services.
         pub proto: IpProto,
         /// Zero.
-        pub _pad: [u8; 1],
+        pub _pad: A::Padding,
     }
 }
 
 abi! {
     /// Value of `SERVICE`, at a service's id.
-    pub struct Service where 16 {
+    pub struct Service where 24 {
         /// The service's range of `TABLE`, as [`TableRange::to_word`] packs it: changed by one aligned 8-byte store.
         pub table: u64,
         /// How many picks round robin has made; the only field that the kernel writes.
-        pub cursor: u32,
+        pub cursor: u64,
         /// A [`crate::select::Algorithm`].
         pub algorithm: u8,
         /// Zero.
-        pub _pad: [u8; 3],
+        pub _pad: [u8; 7],
     }
 }
 
@@ -39,7 +40,7 @@ abi! {
         /// The id of the backend, an index of `BACKENDS`.
         pub backend: u32,
         /// Zero.
-        pub _pad: [u8; 4],
+        pub _pad: u32,
     }
 }
 
@@ -49,13 +50,13 @@ abi! {
         /// How many flows were opened to it; the only field that the kernel writes.
         pub flows: u64,
         /// The address, as [`Address::to_words`] gives it.
-        pub address: [u32; 4],
+        pub address: [u64; 2],
         /// Raised when the id is freed: a flow that remembers another generation has lost its backend.
         pub generation: u32,
         /// The port that the backend listens on.
         pub port: Port,
         /// Zero.
-        pub _pad: [u8; 2],
+        pub _pad: u16,
     }
 }
 
@@ -73,7 +74,26 @@ abi! {
         /// TCP or UDP.
         pub proto: IpProto,
         /// Zero.
-        pub _pad: [u8; 3],
+        pub _pad: u16,
+    }
+}
+
+abi! {
+    /// Where packets of a flow leave to, as the kernel's FIB said in some epoch.
+    /// The agent begins a new epoch whenever a route, a neighbour or a link changes.
+    pub struct Hop where 24 {
+        /// The epoch of the answer: in another one it has to be asked for again. Zero, which is no epoch: no answer yet.
+        pub epoch: u32,
+        /// The interface.
+        pub interface: IfIndex,
+        /// The next hop's Ethernet address.
+        pub destination: MacAddr,
+        /// Our Ethernet address there.
+        pub source: MacAddr,
+        /// The largest IP packet, in bytes, that goes this way.
+        pub mtu: u16,
+        /// Zero.
+        pub _pad: u16,
     }
 }
 
@@ -89,8 +109,8 @@ abi! {
         pub state: u8,
         /// A [`Direction`].
         pub direction: u8,
-        /// The largest IP packet, in bytes, that the cached next hop takes.
-        pub mtu: u16,
+        /// Zero.
+        pub _pad: u16,
         /// When a packet last used the entry, to about a second: ns of `CLOCK_MONOTONIC`, coarse.
         pub last_seen: u64,
         /// The id of the flow's backend.
@@ -105,34 +125,24 @@ abi! {
         pub source_port: Port,
         /// The destination port that the packet leaves with.
         pub destination_port: Port,
-        /// What the new addresses add to the IPv4 header checksum ([`crate::checksum::Delta::fold`]).
+        /// What the new addresses add to the IPv4 header checksum ([`Delta::fold`]).
         pub ip_delta: u16,
         /// What the new addresses and ports add to the TCP or UDP checksum.
         pub l4_delta: u16,
-        /// The epoch in which the next hop was found; another epoch than the present one: look it up again.
-        pub hop_epoch: u32,
-        /// The interface that the next hop is reached by.
-        pub hop_interface: IfIndex,
-        /// The next hop's Ethernet address.
-        pub hop_destination: MacAddr,
-        /// Our Ethernet address towards the next hop.
-        pub hop_source: MacAddr,
-        /// Zero.
-        pub _pad: [u8; 4],
+        /// The next hop.
+        pub hop: Hop,
     }
 }
 
 abi! {
-    /// Value of `NODE`: what the datapath knows of the machine. There are two; [`NodeState`] says which counts.
-    pub struct Node where 24 {
-        /// The IPv6 address that packets to backends leave with; unspecified: none.
-        pub source6: Ipv6Be,
-        /// The IPv4 address that packets to backends leave with; unspecified: none.
-        pub source4: Ipv4Be,
-        /// The first port of the SNAT range, in host order: the search counts through it.
-        pub snat_first: u16,
-        /// The last port of the SNAT range, in host order, not less than the first.
-        pub snat_last: u16,
+    /// Value of `ADDRESSES`, at an interface's number: what packets that leave there for a backend are sent from.
+    pub struct InterfaceAddresses where 24 {
+        /// The IPv6 address; unspecified: none.
+        pub v6: Ipv6Be,
+        /// The IPv4 address; unspecified: none.
+        pub v4: Ipv4Be,
+        /// Zero.
+        pub _pad: u32,
     }
 }
 
@@ -175,31 +185,7 @@ impl TableRange {
     }
 }
 
-/// What of the machine may change at any time, in the one word of the map `NODE_STATE`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct NodeState {
-    /// Raised with every change of routes and neighbours: a next hop remembered from another epoch is not used.
-    /// Never zero, which flow entries without a next hop carry.
-    pub epoch: u32,
-    /// Which of the two entries of `NODE` counts: 0 or 1.
-    pub node: u32,
-}
-
-impl NodeState {
-    /// Both in one word, so that one store changes them together.
-    #[inline(always)]
-    pub const fn to_word(self) -> u64 {
-        (self.epoch as u64) << 32 | self.node as u64
-    }
-
-    /// The inverse of [`NodeState::to_word`].
-    #[inline(always)]
-    pub const fn from_word(word: u64) -> Self {
-        Self { epoch: (word >> 32) as u32, node: word as u32 }
-    }
-}
-
-impl<A> Flow<A> {
+impl<A: Address> Flow<A> {
     /// The entry's state.
     #[inline(always)]
     pub const fn state(&self) -> State {
@@ -220,6 +206,64 @@ impl<A> Flow<A> {
 }
 
 impl<A: Address> Flow<A> {
+    /// An entry for packets that come in as `key` and leave as `translated`, towards a backend or back from it.
+    #[inline(always)]
+    pub fn new(
+        key: &FlowKey<A>,
+        translated: &FlowKey<A>,
+        direction: Direction,
+        (backend, generation): (u32, u32),
+        now: u64,
+    ) -> Self {
+        let addresses = Delta::NONE
+            .replace_address(key.source, translated.source)
+            .replace_address(key.destination, translated.destination);
+        let all = addresses
+            .replace_port(key.source_port, translated.source_port)
+            .replace_port(key.destination_port, translated.destination_port);
+        let state = if key.proto == IpProto::UDP { State::Datagram } else { State::Opening };
+        Self {
+            check: key.check(),
+            state: state as u8,
+            direction: direction as u8,
+            _pad: 0,
+            last_seen: now,
+            backend,
+            generation,
+            source: translated.source,
+            destination: translated.destination,
+            source_port: translated.source_port,
+            destination_port: translated.destination_port,
+            ip_delta: addresses.fold(),
+            l4_delta: all.fold(),
+            hop: Hop::UNKNOWN,
+        }
+    }
+
+    /// Makes this the entry for packets of `key` at another destination port.
+    #[inline(always)]
+    pub fn arrive_at_port(&mut self, key: &mut FlowKey<A>, port: Port) {
+        // The translated port now replaces another word than the delta was made with.
+        self.l4_delta = Delta::from_folded(self.l4_delta).replace_port(port, key.destination_port).fold();
+        key.destination_port = port;
+        self.check = key.check();
+    }
+
+    /// Makes the packets leave from another source address.
+    #[inline(always)]
+    pub fn leave_from(&mut self, source: A) {
+        self.ip_delta = Delta::from_folded(self.ip_delta).replace_address(self.source, source).fold();
+        self.l4_delta = Delta::from_folded(self.l4_delta).replace_address(self.source, source).fold();
+        self.source = source;
+    }
+
+    /// Makes the packets leave from another source port.
+    #[inline(always)]
+    pub fn leave_from_port(&mut self, port: Port) {
+        self.l4_delta = Delta::from_folded(self.l4_delta).replace_port(self.source_port, port).fold();
+        self.source_port = port;
+    }
+
     /// The tuple that the packet leaves with.
     #[inline(always)]
     pub const fn translated(&self, proto: IpProto) -> FlowKey<A> {
@@ -227,18 +271,30 @@ impl<A: Address> Flow<A> {
     }
 }
 
-impl<A> ServiceKey<A> {
+impl Hop {
+    /// Not asked for yet.
+    pub const UNKNOWN: Self = Self {
+        epoch: 0,
+        interface: IfIndex(0),
+        destination: MacAddr([0; 6]),
+        source: MacAddr([0; 6]),
+        mtu: 0,
+        _pad: 0,
+    };
+}
+
+impl<A: Address> ServiceKey<A> {
     /// The key of a frontend.
     #[inline(always)]
-    pub const fn new(address: A, port: Port, proto: IpProto) -> Self {
-        Self { address, port, proto, _pad: [0] }
+    pub fn new(address: A, port: Port, proto: IpProto) -> Self {
+        Self { address, port, proto, _pad: A::Padding::default() }
     }
 }
 
 impl Slot {
     /// A slot that gives this backend.
     pub const fn new(backend: u32) -> Self {
-        Self { backend, _pad: [0; 4] }
+        Self { backend, _pad: 0 }
     }
 }
 
@@ -252,8 +308,25 @@ mod tests {
     fn words_unpack_to_what_was_packed() {
         let range = TableRange { base: 0xDEAD_BEEF, length: 65_537 };
         assert_eq!(TableRange::from_word(range.to_word()), range);
-        let state = NodeState { epoch: u32::MAX, node: 1 };
-        assert_eq!(NodeState::from_word(state.to_word()), state);
+    }
+
+    #[test]
+    fn an_entry_changed_step_by_step_is_the_entry_made_at_once() {
+        let address = |byte| Ipv4Be::from_bytes([byte; 4]);
+        let ports = |a, b| (Port::from_host(a), Port::from_host(b));
+        let asked = FlowKey::new(address(1), address(2), ports(4242, 80), IpProto::TCP);
+        let sent = |port| FlowKey::new(address(3), address(4), ports(port, 8080), IpProto::TCP);
+
+        let from_nowhere = FlowKey { source: Ipv4Be::UNSPECIFIED, ..sent(4242) };
+        let mut request = Flow::new(&asked, &from_nowhere, Direction::Request, (7, 8), 9);
+        request.leave_from(address(3));
+        request.leave_from_port(Port::from_host(61_234));
+        assert_eq!(request, Flow::new(&asked, &sent(61_234), Direction::Request, (7, 8), 9));
+
+        let mut key = sent(4242).reversed();
+        let mut reply = Flow::new(&key, &asked.reversed(), Direction::Reply, (7, 8), 9);
+        reply.arrive_at_port(&mut key, Port::from_host(61_234));
+        assert_eq!(reply, Flow::new(&sent(61_234).reversed(), &asked.reversed(), Direction::Reply, (7, 8), 9));
     }
 
     #[test]

@@ -106,7 +106,7 @@ impl<A: Address> FlowKey<A> {
     /// The key of a packet between two endpoints.
     #[inline(always)]
     pub const fn new(source: A, destination: A, ports: (crate::net::Port, crate::net::Port), proto: IpProto) -> Self {
-        Self { source, destination, source_port: ports.0, destination_port: ports.1, proto, _pad: [0; 3] }
+        Self { source, destination, source_port: ports.0, destination_port: ports.1, proto, _pad: 0 }
     }
 
     /// The key of a packet that answers this one.
@@ -135,22 +135,21 @@ impl<A: Address> FlowKey<A> {
     /// Cheaper than [`FlowKey::hash`], since it only has to differ, not to spread.
     #[inline(always)]
     pub fn check(&self) -> u32 {
-        let [a, b, c, d] = self.source.to_words();
-        let [e, f, g, h] = self.destination.to_words();
-        let ports = u32::from(self.source_port.word()) << 16 | u32::from(self.destination_port.word());
-        let left = u64::from(a ^ b.rotate_left(7) ^ c.rotate_left(14) ^ d.rotate_left(21)) << 32 | u64::from(ports);
-        let right = u64::from(e ^ f.rotate_left(7) ^ g.rotate_left(14) ^ h.rotate_left(21)) << 8 | u64::from(self.proto.0);
-        let product = (left ^ right.rotate_left(16)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let [a, b] = self.source.to_words();
+        let [c, d] = self.destination.to_words();
+        let ports = u64::from(self.source_port.word()) << 16 | u64::from(self.destination_port.word());
+        let sum = a ^ b.rotate_left(17) ^ c.rotate_left(32) ^ d.rotate_left(49);
+        let product = (sum ^ ports.rotate_left(28) ^ u64::from(self.proto.0)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         (product >> 32) as u32
     }
 }
 
 #[inline(always)]
 fn mix_address<A: Address>(address: A, seed: u64) -> u64 {
-    let [a, b, c, d] = address.to_words();
-    let low = mix(seed ^ u64::from(a) << 32 ^ u64::from(b));
+    let [a, b] = address.to_words();
+    let first = mix(seed ^ a);
     // For IPv4 the size is known at compile time, and the second round disappears.
-    if size_of::<A>() > 8 { mix(low ^ u64::from(c) << 32 ^ u64::from(d)) } else { low }
+    if size_of::<A>() > 8 { mix(first ^ b) } else { first }
 }
 
 /// The finalizer of MurmurHash3 (public domain, Austin Appleby), after an odd increment so that zero is not a fixed point.

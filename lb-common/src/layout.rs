@@ -13,10 +13,10 @@ macro_rules! abi {
         $(#[$meta])*
         #[repr(C)]
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-        pub struct $name<$a> {
+        pub struct $name<$a: Address> {
             $($(#[$field_meta])* pub $field: $type,)*
         }
-        impl<$a> $name<$a> {
+        impl<$a: Address> $name<$a> {
             const FIELDS: usize = 0 $(+ size_of::<$type>())*;
         }
         $(

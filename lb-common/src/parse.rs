@@ -85,7 +85,7 @@ impl Frame {
 
 /// A TCP or UDP packet: all that the pipeline needs of its headers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Segment<A> {
+pub struct Segment<A: Address> {
     /// The packet's tuple.
     pub key: FlowKey<A>,
     /// The TCP flags; none for UDP.
@@ -145,9 +145,9 @@ pub fn ipv4<B: Bytes + ?Sized>(bytes: &B, frame: Frame) -> Result<Segment<Ipv4Be
     let destination = Ipv4Be::from_bytes(header.dst_addr);
     let transport = frame.network + header_length;
     let payload = ip_length - header_length;
-    let (ports, flags) = ports(bytes, IpProto(header.proto), transport, payload)?;
+    let (ports, flags) = ports(bytes, IpProto(u16::from(header.proto)), transport, payload)?;
     Ok(Segment {
-        key: FlowKey::new(source, destination, ports, IpProto(header.proto)),
+        key: FlowKey::new(source, destination, ports, IpProto(u16::from(header.proto))),
         flags,
         network: frame.network,
         transport,
@@ -169,7 +169,7 @@ pub fn ipv6<B: Bytes + ?Sized>(bytes: &B, frame: Frame) -> Result<Segment<Ipv6Be
     }
     let source = Ipv6Be::from_bytes(header.src_addr);
     let destination = Ipv6Be::from_bytes(header.dst_addr);
-    let (proto, skipped) = skip_extensions(bytes, IpProto(header.next_hdr), frame.network + size_of::<Ipv6Hdr>())?;
+    let (proto, skipped) = skip_extensions(bytes, IpProto(u16::from(header.next_hdr)), frame.network + size_of::<Ipv6Hdr>())?;
     let headers_length = size_of::<Ipv6Hdr>() + skipped;
     if headers_length > ip_length {
         return Err(PassReason::MalformedIpv6);
@@ -189,13 +189,13 @@ pub fn ipv6<B: Bytes + ?Sized>(bytes: &B, frame: Frame) -> Result<Segment<Ipv6Be
 }
 
 /// Extension headers that carry their length, in units of 8 bytes after the first 8 (RFC 8200, section 4; RFC 6275; RFC 7401; RFC 5533).
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const DESTINATION_OPTIONS: u8 = 60;
-const MOBILITY: u8 = 135;
-const HOST_IDENTITY: u8 = 139;
-const SHIM6: u8 = 140;
+const HOP_BY_HOP: u16 = 0;
+const ROUTING: u16 = 43;
+const FRAGMENT: u16 = 44;
+const DESTINATION_OPTIONS: u16 = 60;
+const MOBILITY: u16 = 135;
+const HOST_IDENTITY: u16 = 139;
+const SHIM6: u16 = 140;
 
 /// Walks over extension headers that start at `start`: the protocol behind them and their length in bytes.
 #[inline(always)]
@@ -212,7 +212,7 @@ fn skip_extensions<B: Bytes + ?Sized>(
             _ => return Ok((proto, skipped)),
         }
         let [next, length] = bytes.read(start + skipped).ok_or(PassReason::MalformedIpv6)?;
-        proto = IpProto(next);
+        proto = IpProto(u16::from(next));
         skipped += (usize::from(length) + 1) * 8;
     }
     match proto.0 {

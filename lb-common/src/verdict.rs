@@ -104,7 +104,7 @@ reasons! {
         NoBackend = 16, "no-backend", "For a service that has no backend.";
         NoFlow = 17, "no-flow", "In the middle of a TCP connection that is not known.";
         SnatPortsExhausted = 18, "snat-ports-exhausted", "No free source port towards the chosen backend was found.";
-        NoSourceAddress = 19, "no-source-address", "The balancer has no address of the packet's family to send from.";
+        NoSourceAddress = 19, "no-source-address", "The balancer has no address of the packet's family on the interface towards the backend.";
         NoRoute = 20, "no-route", "No route to where the packet has to go.";
         BackendLocal = 21, "backend-local", "The chosen backend is an address of this host, which is not supported.";
         ForwardingDisabled = 22, "forwarding-disabled", "IP forwarding is off on the interface that the packet came in by.";

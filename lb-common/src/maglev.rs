@@ -124,11 +124,8 @@ mod tests {
         let after: Vec<_> = before.iter().copied().filter(|&(identity, _)| identity != 5 * 7919).collect();
         let (old, new) = (table(&before), table(&after));
         let size = old.len();
-        let moved = old
-            .iter()
-            .zip(&new)
-            .filter(|&(&a, &b)| a != 5 && before[a as usize].0 != after[b as usize].0)
-            .count();
+        let moved =
+            old.iter().zip(&new).filter(|&(&a, &b)| a != 5 && before[a as usize].0 != after[b as usize].0).count();
         assert!((moved as f64) < 0.05 * size as f64, "{moved} of {size}");
     }
 

@@ -169,7 +169,8 @@ pub fn ipv6<B: Bytes + ?Sized>(bytes: &B, frame: Frame) -> Result<Segment<Ipv6Be
     }
     let source = Ipv6Be::from_bytes(header.src_addr);
     let destination = Ipv6Be::from_bytes(header.dst_addr);
-    let (proto, skipped) = skip_extensions(bytes, IpProto(u16::from(header.next_hdr)), frame.network + size_of::<Ipv6Hdr>())?;
+    let (proto, skipped) =
+        skip_extensions(bytes, IpProto(u16::from(header.next_hdr)), frame.network + size_of::<Ipv6Hdr>())?;
     let headers_length = size_of::<Ipv6Hdr>() + skipped;
     if headers_length > ip_length {
         return Err(PassReason::MalformedIpv6);

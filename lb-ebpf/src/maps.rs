@@ -15,9 +15,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::{
-    abi::{
-        BPF_F_MMAPABLE, Backend, Counter, Flow, FlowKey, InterfaceAddresses, Service, ServiceKey, Slot, TableRange,
-    },
+    abi::{BPF_F_MMAPABLE, Backend, Counter, Flow, FlowKey, InterfaceAddresses, Service, ServiceKey, Slot, TableRange},
     net::{Address, Family, IfIndex, Ipv4Be, Ipv6Be, V4, V6},
     verdict::COUNTERS as ALL_COUNTERS,
 };

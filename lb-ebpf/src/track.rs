@@ -112,13 +112,11 @@ pub(crate) fn open<F: FamilyMaps>(
         segment.key.proto,
     );
     // The way out is asked for first: our address depends on it, and a packet that can't leave makes no entry.
-    workspace.flow =
-        Flow::new(&segment.key, &workspace.peer_key.reversed(), Direction::Request, identity, moment.time);
+    workspace.flow = Flow::new(&segment.key, &workspace.peer_key.reversed(), Direction::Request, identity, moment.time);
     emit::lookup::<F>(packet, segment, moment, &mut workspace.flow)?;
     workspace.peer_key.destination = source::<F>(packet, workspace.flow.hop.interface)?;
     workspace.flow.leave_from(workspace.peer_key.destination);
-    workspace.peer =
-        Flow::new(&workspace.peer_key, &segment.key.reversed(), Direction::Reply, identity, moment.time);
+    workspace.peer = Flow::new(&workspace.peer_key, &segment.key.reversed(), Direction::Reply, identity, moment.time);
     claim::<F>(workspace, moment.time)?;
     match maps::claim_flow::<F>(&segment.key, &workspace.flow) {
         Ok(()) => {
@@ -229,10 +227,7 @@ fn close_peer<F: FamilyMaps>(key: &FlowKey<F::Address>, now: u64) {
 
 /// The entry of the other direction. It has to lead back to `key`: its tuple may be another flow's by now.
 #[inline(always)]
-fn peer<F: FamilyMaps>(
-    key: &FlowKey<F::Address>,
-    peer_key: &FlowKey<F::Address>,
-) -> Option<&'static Flow<F::Address>> {
+fn peer<F: FamilyMaps>(key: &FlowKey<F::Address>, peer_key: &FlowKey<F::Address>) -> Option<&'static Flow<F::Address>> {
     let peer = maps::flow::<F>(peer_key)?;
     (peer.translated(key.proto) == key.reversed()).then_some(peer)
 }

@@ -1,3 +1,10 @@
 //! The office of Wharf: desired state in, map contents out.
 pub mod admin;
+pub mod agent;
+pub mod cli;
+pub mod dataplane;
 pub mod model;
+pub mod network;
+pub mod plan;
+pub mod source;
+pub mod sysctl;

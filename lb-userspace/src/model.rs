@@ -15,6 +15,8 @@ pub use lb_common::select::Algorithm;
 use lb_common::{net, select};
 use serde::{Deserialize, Serialize};
 
+use crate::plan::Op;
+
 /// All services that are wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
@@ -118,6 +120,34 @@ impl Desired {
             }
         }
         Ok(())
+    }
+
+    /// The state after one change of a plan.
+    pub fn advance(&mut self, op: &Op<'_>) {
+        match op {
+            Op::SetService { name, service } => {
+                let frontends = self.services.remove(*name).map(|present| present.frontends).unwrap_or_default();
+                self.services.insert((*name).clone(), Service { frontends, ..(*service).clone() });
+            }
+            Op::SetFrontend { frontend, name } => {
+                self.release(frontend);
+                self.owners.insert(*frontend, (*name).clone());
+                if let Some(service) = self.services.get_mut(*name) {
+                    service.frontends.insert(frontend.address);
+                }
+            }
+            Op::RemoveFrontend { frontend } => self.release(frontend),
+            Op::RemoveService { name } => {
+                self.services.remove(*name);
+            }
+        }
+    }
+
+    fn release(&mut self, frontend: &Frontend) {
+        let owner = self.owners.remove(frontend);
+        if let Some(service) = owner.and_then(|owner| self.services.get_mut(&owner)) {
+            service.frontends.remove(&frontend.address);
+        }
     }
 
     /// Every service, in the order of names.

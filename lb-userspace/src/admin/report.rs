@@ -47,14 +47,10 @@ pub struct StatusReport {
     pub uptime_seconds: u64,
     /// Where the programs are attached.
     pub interfaces: Vec<InterfaceReport>,
-    /// The IPv4 address that packets to backends leave with.
-    pub source_ipv4: Option<Ipv4Addr>,
-    /// The IPv6 address that packets to backends leave with.
-    pub source_ipv6: Option<Ipv6Addr>,
     /// The file that services come from.
     pub services_file: PathBuf,
     /// How long ago a services file was last applied, in seconds.
-    pub applied_seconds_ago: Option<u64>,
+    pub applied_seconds_ago: u64,
     /// Why the file as it is now is not in force; the last good one is.
     pub services_error: Option<String>,
     /// How full the tables are.
@@ -71,6 +67,10 @@ pub struct InterfaceReport {
     pub name: String,
     /// The XDP mode of the program there: `native` or `generic`.
     pub xdp: String,
+    /// The IPv4 address that packets to backends leave this interface with.
+    pub source_ipv4: Option<Ipv4Addr>,
+    /// The IPv6 address that packets to backends leave this interface with.
+    pub source_ipv6: Option<Ipv6Addr>,
 }
 
 /// How full one table is.

@@ -1,0 +1,320 @@
+//! The agent: one task that owns the state, driven by events.
+
+use std::{ops::RangeInclusive, path::PathBuf, time::Instant};
+
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    admin::{
+        report::{
+            BackendReport, CounterReport, InterfaceReport, Request, Response, ServiceReport, StatusReport, TableReport,
+        },
+        server::{BindError, Query, Server},
+    },
+    dataplane::{
+        DataplaneError, Sizes,
+        kernel::{Kernel, XdpMode},
+        tables::Tables,
+    },
+    network::{Change, Network, NetworkError},
+    source::file::{self, FileError, Update},
+    sysctl::Sysctls,
+};
+
+/// What the agent is to do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The interfaces to attach to.
+    pub interfaces: Vec<String>,
+    /// How.
+    pub xdp: XdpMode,
+    /// Where the services come from.
+    pub services: PathBuf,
+    /// Where the admin socket is.
+    pub admin: PathBuf,
+    /// How much the tables hold.
+    pub sizes: Sizes,
+    /// The source ports that a flow may take whose own is taken.
+    pub snat_ports: RangeInclusive<u16>,
+    /// Whether kernel settings are left as they are.
+    pub keep_sysctls: bool,
+}
+
+/// Why the agent could not start, or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The services file makes no sense, and there is no last good state.
+    #[error(transparent)]
+    Services(#[from] FileError),
+    /// The kernel refused.
+    #[error(transparent)]
+    Dataplane(#[from] DataplaneError),
+    /// The network could not be read.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The admin socket could not be opened.
+    #[error(transparent)]
+    Admin(#[from] BindError),
+    /// An interface is not there.
+    #[error("there is no network interface {0}; `ip link` lists those that there are")]
+    NoInterface(String),
+    /// The services file is not followed any more.
+    #[error("the services file is not followed any more; this is a bug in wharf")]
+    SourceEnded,
+    /// Signals can't be received.
+    #[error("signal handlers could not be set up")]
+    Signals(#[source] std::io::Error),
+}
+
+/// What makes the agent act.
+enum Event {
+    /// The services file changed.
+    Services(Update),
+    /// The network changed.
+    Network(Change),
+    /// Somebody asks.
+    Query(Query),
+    /// The services file is to be read again.
+    Reload,
+    /// The agent is to stop.
+    Shutdown,
+}
+
+/// Balances until SIGTERM or SIGINT, then detaches and leaves nothing behind.
+pub async fn run(options: Options) -> Result<(), AgentError> {
+    let mut signals = Signals::new().map_err(AgentError::Signals)?;
+    let (reload, reload_receiver) = mpsc::channel(1);
+    let (update_sender, mut updates) = mpsc::channel(1);
+    let (query_sender, mut queries) = mpsc::channel(16);
+    // First, so that a second agent ends before it touches anything.
+    let server = Server::bind(&options.admin).await?;
+    tokio::spawn(file::watch(options.services.clone(), reload_receiver, update_sender));
+    let first = updates.recv().await.ok_or(AgentError::SourceEnded)??;
+    let mut agent = Agent::start(options, first).await?;
+    let server = tokio::spawn(server.serve(query_sender));
+    loop {
+        let event = tokio::select! {
+            update = updates.recv() => Event::Services(update.ok_or(AgentError::SourceEnded)?),
+            change = agent.network.change() => Event::Network(change),
+            Some(query) = queries.recv() => Event::Query(query),
+            event = signals.next() => event,
+        };
+        match event {
+            Event::Services(Ok(loaded)) => agent.apply(&loaded),
+            Event::Services(Err(error)) => agent.refuse(&error),
+            Event::Network(change) => agent.follow(change).await,
+            // Whoever asked may have gone; that is theirs.
+            Event::Query(query) => drop(query.reply.send(agent.answer(query.request))),
+            // A reload that waits already will do.
+            Event::Reload => drop(reload.try_send(())),
+            Event::Shutdown => break,
+        }
+    }
+    info!("stopping: detaching from {}", agent.options.interfaces.join(", "));
+    agent.tables.dataplane_mut().detach();
+    // Dropped with its task, which removes the socket.
+    server.abort();
+    let _aborted = server.await;
+    Ok(())
+}
+
+/// The state.
+struct Agent {
+    options: Options,
+    tables: Tables<Kernel>,
+    network: Network,
+    started: Instant,
+    applied: Instant,
+    /// Why the services file as it is now is not in force.
+    refused: Option<String>,
+    /// Puts the settings back when the agent is dropped.
+    _sysctls: Sysctls,
+}
+
+impl Agent {
+    /// Loads, fills the tables, then attaches: the first packet finds all services.
+    async fn start(options: Options, first: file::Loaded) -> Result<Self, AgentError> {
+        let begin = Instant::now();
+        for interface in &options.interfaces {
+            nix::net::if_::if_nametoindex(interface.as_str())
+                .map_err(|_| AgentError::NoInterface(interface.clone()))?;
+        }
+        let network = Network::follow().await?;
+        let addresses = network.addresses(&options.interfaces).await?;
+        let mut sysctls = Sysctls::default();
+        if !options.keep_sysctls {
+            sysctls.prepare(&options.interfaces);
+        }
+        let mut kernel = Kernel::load(&options.sizes, &options.snat_ports)?;
+        kernel.set_addresses(&addresses)?;
+        let tables = Tables::new(kernel, options.sizes);
+        let mut agent =
+            Self { options, tables, network, started: begin, applied: begin, refused: None, _sysctls: sysctls };
+        agent.tables.apply(&first.desired)?;
+        first.warnings.iter().for_each(|warning| warn!("{warning}"));
+        for interface in agent.options.interfaces.clone() {
+            agent.tables.dataplane_mut().attach(&interface, agent.options.xdp)?;
+            info!("attached to {interface} (XDP, {})", agent.options.xdp.name());
+        }
+        if addresses.values().all(|known| known.v4.is_none() && known.v6.is_none()) {
+            warn!("no interface has an address yet that packets to backends could leave with");
+        }
+        agent.applied = Instant::now();
+        info!(
+            services = agent.tables.applied().services().len(),
+            milliseconds = begin.elapsed().as_millis(),
+            "balancing"
+        );
+        Ok(agent)
+    }
+
+    fn apply(&mut self, loaded: &file::Loaded) {
+        loaded.warnings.iter().for_each(|warning| warn!("{warning}"));
+        let begin = Instant::now();
+        match self.tables.apply(&loaded.desired) {
+            Ok(changes) => {
+                self.refused = None;
+                self.applied = Instant::now();
+                info!(changes, microseconds = begin.elapsed().as_micros(), "services applied");
+            }
+            Err(error) => self.refuse(&error),
+        }
+        // Blocks for some milliseconds, in which the next event can wait: the change is in force already.
+        if let Err(error) = self.tables.reclaim() {
+            error!(error = describe(&error), "table entries that are no longer used could not be freed");
+        }
+    }
+
+    /// Keeps the last good state, and says why.
+    fn refuse(&mut self, error: &dyn std::error::Error) {
+        let text = describe(error);
+        error!("the services stay as they were: {text}");
+        self.refused = Some(text);
+    }
+
+    async fn follow(&mut self, change: Change) {
+        if change == Change::Addresses {
+            match self.network.addresses(&self.options.interfaces).await {
+                Ok(addresses) => {
+                    if let Err(error) = self.tables.dataplane_mut().set_addresses(&addresses) {
+                        error!(error = describe(&error), "the interfaces' addresses could not be set");
+                    }
+                }
+                Err(error) => error!(error = describe(&error), "the interfaces' addresses are not known"),
+            }
+        }
+        self.tables.dataplane().begin_epoch();
+    }
+
+    fn answer(&self, request: Request) -> Response {
+        match request {
+            Request::Status => self.status().map_or_else(|error| Response::Error(describe(&error)), Response::Status),
+            Request::Services => Response::Services(self.services()),
+            Request::Backends => Response::Backends(self.backends()),
+        }
+    }
+
+    fn status(&self) -> Result<StatusReport, DataplaneError> {
+        let kernel = self.tables.dataplane();
+        let interfaces = self.options.interfaces.iter().map(|name| {
+            let addresses = kernel.addresses_of(name);
+            InterfaceReport {
+                name: name.clone(),
+                xdp: self.options.xdp.name().to_owned(),
+                source_ipv4: addresses.v4,
+                source_ipv6: addresses.v6,
+            }
+        });
+        Ok(StatusReport {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            interfaces: interfaces.collect(),
+            services_file: self.options.services.clone(),
+            applied_seconds_ago: self.applied.elapsed().as_secs(),
+            services_error: self.refused.clone(),
+            tables: self
+                .tables
+                .usage()
+                .into_iter()
+                .map(|usage| TableReport { name: usage.table.to_owned(), used: usage.used, size: usage.size })
+                .collect(),
+            counters: kernel
+                .counters()?
+                .into_iter()
+                .map(|count| CounterReport {
+                    action: count.counter.action.to_owned(),
+                    name: count.counter.name.to_owned(),
+                    packets: count.packets,
+                    bytes: count.bytes,
+                })
+                .collect(),
+        })
+    }
+
+    fn services(&self) -> Vec<ServiceReport> {
+        let services = self.tables.applied().services().iter();
+        services
+            .map(|(name, service)| ServiceReport {
+                name: name.name.to_string(),
+                port: name.port.to_string(),
+                protocol: name.protocol,
+                family: name.family,
+                frontends: service.frontends.iter().copied().collect(),
+                algorithm: service.algorithm.name().to_owned(),
+                backends: service.backends.len(),
+                flows: self.tables.members(name).map(|(_, _, flows)| flows).sum(),
+            })
+            .collect()
+    }
+
+    fn backends(&self) -> Vec<BackendReport> {
+        let names = self.tables.applied().services().keys();
+        names
+            .flat_map(|name| {
+                self.tables.members(name).map(|(address, member, flows)| BackendReport {
+                    service: name.name.to_string(),
+                    port: name.port.to_string(),
+                    protocol: name.protocol,
+                    address,
+                    weight: member.weight.get(),
+                    flows,
+                })
+            })
+            .collect()
+    }
+}
+
+/// The signals that mean something.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Event {
+        tokio::select! {
+            _ = self.terminate.recv() => Event::Shutdown,
+            _ = self.interrupt.recv() => Event::Shutdown,
+            _ = self.hangup.recv() => Event::Reload,
+        }
+    }
+}
+
+/// An error with all of its causes, on one line each way that it is shown.
+fn describe(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

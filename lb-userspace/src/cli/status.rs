@@ -1,0 +1,71 @@
+//! `wharf status`: how the agent is, on one screen.
+
+use std::{net::IpAddr, process::ExitCode};
+
+use anyhow::bail;
+
+use super::{Asking, table::table};
+use crate::admin::report::{InterfaceReport, Request, Response, StatusReport};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    asking: Asking,
+}
+
+pub(super) fn run(Args { asking }: &Args) -> anyhow::Result<ExitCode> {
+    let Response::Status(status) = asking.ask(Request::Status)? else { bail!("not an answer about the status") };
+    asking.print(&status, text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn text(status: &StatusReport) -> String {
+    let sources = |i: &InterfaceReport| {
+        let addresses = [i.source_ipv4.map(IpAddr::from), i.source_ipv6.map(IpAddr::from)];
+        let addresses: Vec<_> = addresses.into_iter().flatten().map(|address| address.to_string()).collect();
+        if addresses.is_empty() { "none".to_owned() } else { addresses.join(", ") }
+    };
+    let interfaces = status.interfaces.iter().map(|i| [i.name.clone(), i.xdp.clone(), sources(i)]);
+    let tables = status.tables.iter();
+    let tables = tables.map(|t| [t.name.clone(), t.used.to_string(), t.size.to_string(), percent(t.used, t.size)]);
+    let counters = status.counters.iter().filter(|counter| counter.packets > 0);
+    let counters = counters.map(|c| [c.action.clone(), c.name.clone(), c.packets.to_string(), c.bytes.to_string()]);
+    [
+        head(status),
+        table(["INTERFACE", "XDP", "SOURCE ADDRESSES"], interfaces),
+        table(["TABLE", "USED", "SIZE", "FULL"], tables),
+        table(["ACTION", "REASON", "PACKETS", "BYTES"], counters),
+    ]
+    .join("\n")
+}
+
+fn head(status: &StatusReport) -> String {
+    let StatusReport { version, pid, .. } = status;
+    let running = duration(status.uptime_seconds);
+    let file = status.services_file.display();
+    let applied = duration(status.applied_seconds_ago);
+    let error = status.services_error.as_ref().map_or(String::new(), |error| {
+        format!("services error: the file as it is now is not in force\n  {}\n", error.replace('\n', "\n  "))
+    });
+    format!(
+        "wharf {version}, process {pid}, running for {running}\n\
+         services: {file}, applied {applied} ago\n\
+         {error}"
+    )
+}
+
+/// The two largest units: "5s", "2h 3m".
+fn duration(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m {}s", seconds % 60),
+        (0, _, _) => format!("{hours}h {minutes}m"),
+        (_, _, _) => format!("{days}d {hours}h"),
+    }
+}
+
+/// Rounded up, so that only an empty table is 0 % full.
+fn percent(used: u64, size: u64) -> String {
+    format!("{}%", used.saturating_mul(100).div_ceil(size.max(1)))
+}

@@ -1,0 +1,75 @@
+//! An array that others read while it is written: a kernel map mapped into memory, or plain memory in tests.
+
+use std::{marker::PhantomData, os::fd::AsFd, sync::atomic::AtomicU64, sync::atomic::Ordering};
+
+use memmap2::{MmapOptions, MmapRaw};
+
+/// An array of `T`, whose elements are 8-byte aligned and take a multiple of 8 bytes, as in a BPF array map.
+#[derive(Debug)]
+pub struct Region<T> {
+    memory: MmapRaw,
+    length: u32,
+    element: PhantomData<T>,
+}
+
+// `T: Copy` with any bytes a value is what aya's `Pod` says.
+impl<T: aya::Pod> Region<T> {
+    const STRIDE: usize = size_of::<T>().next_multiple_of(8);
+
+    /// Maps a BPF array that was created with `BPF_F_MMAPABLE` and `length` elements.
+    pub(super) fn map(map: impl AsFd, length: u32) -> std::io::Result<Self> {
+        use std::os::fd::AsRawFd as _;
+        let raw = map.as_fd().as_raw_fd();
+        let memory = MmapOptions::new().len(length as usize * Self::STRIDE).map_raw(raw)?;
+        Ok(Self { memory, length, element: PhantomData })
+    }
+
+    /// Zeroed memory.
+    pub(super) fn anonymous(length: u32) -> std::io::Result<Self> {
+        let memory = MmapOptions::new().len(length as usize * Self::STRIDE).map_anon()?.into();
+        Ok(Self { memory, length, element: PhantomData })
+    }
+
+    /// How many elements there are.
+    pub fn length(&self) -> u32 {
+        self.length
+    }
+
+    /// A copy of an element.
+    ///
+    /// # Panics
+    ///
+    /// Beyond the end.
+    pub fn get(&self, index: u32) -> T {
+        // SAFETY: In bounds and aligned; any bytes are a T.
+        unsafe { self.element(index).read_volatile() }
+    }
+
+    /// Writes an element that nobody looks at yet.
+    ///
+    /// # Panics
+    ///
+    /// Beyond the end.
+    pub fn set(&self, index: u32, value: T) {
+        // SAFETY: In bounds and aligned.
+        unsafe { self.element(index).write_volatile(value) }
+    }
+
+    /// Changes the 8 bytes at `offset` of an element in one store; all that was written before is visible before.
+    ///
+    /// # Panics
+    ///
+    /// Beyond the end, or if the 8 bytes are not aligned.
+    pub fn publish(&self, index: u32, offset: usize, word: u64) {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= Self::STRIDE, "not a word of the element");
+        // SAFETY: In bounds and aligned, as just checked.
+        let target = unsafe { AtomicU64::from_ptr(self.element(index).byte_add(offset).cast()) };
+        target.store(word, Ordering::Release);
+    }
+
+    fn element(&self, index: u32) -> *mut T {
+        assert!(index < self.length, "element {index} of {}", self.length);
+        // SAFETY: Inside the mapping, which is `length` strides long.
+        unsafe { self.memory.as_mut_ptr().byte_add(index as usize * Self::STRIDE).cast() }
+    }
+}

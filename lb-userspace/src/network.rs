@@ -1,0 +1,224 @@
+//! The machine's interfaces, addresses, routes and neighbours, as rtnetlink tells of them.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    net::IpAddr,
+};
+
+use futures::{StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
+use rtnetlink::{
+    Handle, MulticastGroup, new_multicast_connection,
+    packet_core::{NetlinkMessage, NetlinkPayload},
+    packet_route::{
+        AddressFamily, RouteNetlinkMessage,
+        address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
+        link::LinkAttribute,
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    },
+    sys::SocketAddr,
+};
+
+use crate::dataplane::kernel::Addresses;
+
+/// Follows the network of this namespace.
+pub struct Network {
+    handle: Handle,
+    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    /// Interface and address → Ethernet address, of those that are resolved.
+    neighbours: HashMap<(u32, IpAddr), Vec<u8>>,
+}
+
+/// What the datapath has to know of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Change {
+    /// A route, a rule, or a neighbour's Ethernet address: next hops have to be asked for again.
+    Hops,
+    /// An interface or an address, and so perhaps the next hops, too.
+    Addresses,
+}
+
+/// Why the network could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// There is no socket to the kernel.
+    #[error("no rtnetlink socket could be opened")]
+    Socket(#[source] io::Error),
+    /// The kernel refused to tell.
+    #[error("the kernel refused to list {what}")]
+    List {
+        /// What.
+        what: &'static str,
+        /// What it said.
+        source: rtnetlink::Error,
+    },
+}
+
+impl Network {
+    /// Begins to follow. Has to be called inside a tokio runtime.
+    pub async fn follow() -> Result<Self, NetworkError> {
+        let (connection, handle, messages) = new_multicast_connection(&[
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+            MulticastGroup::Ipv4Rule,
+            MulticastGroup::Ipv6Rule,
+            MulticastGroup::Neigh,
+        ])
+        .map_err(NetworkError::Socket)?;
+        tokio::spawn(connection);
+        let mut network = Self { handle, messages, neighbours: HashMap::new() };
+        network.list_neighbours().await?;
+        Ok(network)
+    }
+
+    /// The next change; several that have come already count as the greatest of them.
+    pub async fn change(&mut self) -> Change {
+        loop {
+            let Some((message, _)) = self.messages.next().await else {
+                // The connection has ended; there is nothing to wait for any more.
+                return std::future::pending().await;
+            };
+            let mut change = self.read(message.payload);
+            while let Ok((message, _)) = self.messages.try_recv() {
+                change = change.max(self.read(message.payload));
+            }
+            if let Some(change) = change {
+                return change;
+            }
+        }
+    }
+
+    /// The addresses of these interfaces, and of the VLAN devices on them, by interface number.
+    pub async fn addresses(&self, interfaces: &[String]) -> Result<BTreeMap<u32, Addresses>, NetworkError> {
+        let listed = |what| move |source| NetworkError::List { what, source };
+        let mut ours = BTreeMap::new();
+        let mut children = Vec::new();
+        let mut links = std::pin::pin!(self.handle.link().get().execute());
+        while let Some(link) = links.try_next().await.map_err(listed("interfaces"))? {
+            for attribute in &link.attributes {
+                match attribute {
+                    LinkAttribute::IfName(name) if interfaces.contains(name) => {
+                        ours.insert(link.header.index, Addresses::default());
+                    }
+                    LinkAttribute::Link(parent) => children.push((link.header.index, *parent)),
+                    _ => {}
+                }
+            }
+        }
+        for (child, parent) in children {
+            if ours.contains_key(&parent) {
+                ours.entry(child).or_default();
+            }
+        }
+        let mut addresses = std::pin::pin!(self.handle.address().get().execute());
+        while let Some(message) = addresses.try_next().await.map_err(listed("addresses"))? {
+            if let (Some(known), Some(address)) = (ours.get_mut(&message.header.index), usable(&message)) {
+                match address {
+                    IpAddr::V4(address) => known.v4 = known.v4.or(Some(address)),
+                    IpAddr::V6(address) => known.v6 = known.v6.or(Some(address)),
+                }
+            }
+        }
+        Ok(ours)
+    }
+
+    async fn list_neighbours(&mut self) -> Result<(), NetworkError> {
+        let handle = self.handle.clone();
+        let mut neighbours = std::pin::pin!(handle.neighbours().get().execute());
+        while let Some(message) =
+            neighbours.try_next().await.map_err(|source| NetworkError::List { what: "neighbours", source })?
+        {
+            self.note_neighbour(&message, true);
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<Change> {
+        match payload {
+            NetlinkPayload::InnerMessage(message) => match message {
+                RouteNetlinkMessage::NewNeighbour(message) => self.note_neighbour(&message, true),
+                RouteNetlinkMessage::DelNeighbour(message) => self.note_neighbour(&message, false),
+                RouteNetlinkMessage::NewRoute(_)
+                | RouteNetlinkMessage::DelRoute(_)
+                | RouteNetlinkMessage::NewRule(_)
+                | RouteNetlinkMessage::DelRule(_) => Some(Change::Hops),
+                RouteNetlinkMessage::NewLink(_)
+                | RouteNetlinkMessage::DelLink(_)
+                | RouteNetlinkMessage::NewAddress(_)
+                | RouteNetlinkMessage::DelAddress(_) => Some(Change::Addresses),
+                _ => None,
+            },
+            // Messages were lost: anything may have changed.
+            NetlinkPayload::Overrun(_) => {
+                self.neighbours.clear();
+                Some(Change::Addresses)
+            }
+            _ => None,
+        }
+    }
+
+    /// A neighbour that is merely confirmed or grows stale changes nothing. Nor does a new one that was unknown until
+    /// now: no flow remembers a next hop without an address. Most of what the kernel tells is of these kinds.
+    fn note_neighbour(&mut self, message: &NeighbourMessage, is_there: bool) -> Option<Change> {
+        let (mut destination, mut mac) = (None, None);
+        for attribute in &message.attributes {
+            match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
+                    destination = Some(IpAddr::from(*address));
+                }
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
+                    destination = Some(IpAddr::from(*address));
+                }
+                NeighbourAttribute::LinkLayerAddress(address) => mac = Some(address.clone()),
+                _ => {}
+            }
+        }
+        let key = (message.header.ifindex, destination?);
+        let resolved = matches!(
+            message.header.state,
+            NeighbourState::Reachable
+                | NeighbourState::Stale
+                | NeighbourState::Delay
+                | NeighbourState::Probe
+                | NeighbourState::Permanent
+                | NeighbourState::Noarp
+        );
+        let before = match mac.filter(|_| is_there && resolved) {
+            Some(mac) => match self.neighbours.insert(key, mac.clone()) {
+                Some(before) if before == mac => return None,
+                before => before,
+            },
+            None => self.neighbours.remove(&key),
+        };
+        before.map(|_| Change::Hops)
+    }
+}
+
+/// An address that packets may leave with: global, no duplicate, not on its way out, and the first of its subnet.
+fn usable(message: &AddressMessage) -> Option<IpAddr> {
+    let mut address = None;
+    let mut local = None;
+    let mut flags = AddressFlags::empty();
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Address(found) => address = Some(*found),
+            AddressAttribute::Local(found) => local = Some(*found),
+            AddressAttribute::Flags(found) => flags = *found,
+            _ => {}
+        }
+    }
+    let unusable = AddressFlags::Tentative | AddressFlags::Dadfailed | AddressFlags::Deprecated;
+    let is_secondary = message.header.family == AddressFamily::Inet && flags.contains(AddressFlags::Secondary);
+    let is_global = matches!(message.header.scope, AddressScope::Universe | AddressScope::Site);
+    // On a point-to-point link `Address` is the other end.
+    (is_global && !flags.intersects(unusable) && !is_secondary).then_some(local.or(address)?)
+}
+
+impl std::fmt::Debug for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Network").field("neighbours", &self.neighbours.len()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,87 @@
+//! The services file: what an engineer would write on a whiteboard, in YAML.
+//!
+//! ```yaml
+//! services:
+//!   - name: web
+//!     addresses: [10.96.0.10, "fd00:96::10"]
+//!     ports: [{ name: http, port: 80, targetPort: 8080 }]
+//!     algorithm: maglev
+//!     backends: [10.244.1.5, { address: 10.244.2.7, weight: 2 }]
+//! ```
+//!
+//! A file is read in two steps. `wire` takes it apart and stops at the first thing of the wrong shape; `validate`
+//! asks whether it makes sense, and reports every mistake. Either way a file with a mistake yields no state at all.
+mod remarks;
+#[cfg(test)]
+mod tests;
+mod validate;
+mod value;
+mod watch;
+mod wire;
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+};
+
+pub use self::watch::{Update, watch};
+use crate::model::Desired;
+
+/// Bytes of a file that may be read; a file of 100,000 services has a tenth of it.
+const MAX_BYTES: u64 = 256 << 20;
+
+/// What a services file says.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The services.
+    pub desired: Desired,
+    /// What is allowed, but hardly meant: one line each, with its place.
+    pub warnings: Vec<String>,
+}
+
+/// Why a services file yields no state. Its text is one line for each mistake, with file, line, column and field.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It can't be read.
+    #[error("{}: {cause}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: io::Error,
+    },
+    /// It makes no sense.
+    #[error("{}", .0.join("\n"))]
+    Invalid(Vec<String>),
+}
+
+/// Reads and parses a services file.
+pub fn load(path: &Path) -> Result<Loaded, FileError> {
+    parse(path, &read(path)?)
+}
+
+/// Parses the content of a services file; `name` is what messages call it.
+pub fn parse(name: &Path, bytes: &[u8]) -> Result<Loaded, FileError> {
+    let findings = validate::validate(&wire::decode(bytes).map_err(|mistake| FileError::Invalid(mistake.lines(name)))?);
+    if findings.mistakes.is_empty() {
+        Ok(Loaded { desired: findings.desired, warnings: findings.warnings.lines(name) })
+    } else {
+        Err(FileError::Invalid(findings.mistakes.lines(name)))
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, FileError> {
+    let refused = |cause| FileError::Read { path: path.to_owned(), cause };
+    let mut bytes = Vec::new();
+    // Looked at before it is opened: opening a pipe waits for its writer, for ever.
+    let metadata = path.metadata().map_err(refused)?;
+    if !metadata.is_file() {
+        return Err(refused(io::Error::other("not a regular file")));
+    }
+    File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes)).map_err(refused)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(refused(io::Error::other(format!("larger than {} MiB", MAX_BYTES >> 20))));
+    }
+    Ok(bytes)
+}

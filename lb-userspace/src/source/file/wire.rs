@@ -1,0 +1,151 @@
+//! The shape of a services file. Each scalar stays text with its place, so that `validate` can judge it in its own
+//! words and go on to the next.
+
+use std::{borrow::Cow, fmt, str};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor, value::MapAccessDeserializer},
+};
+use serde_path_to_error::{Path, Segment, Track};
+use serde_saphyr::{Error, MessageFormatter as _, Options, Spanned, UserMessageFormatter};
+
+use super::{remarks::Remarks, value};
+
+/// A scalar as it is written.
+pub(super) type Text = Option<Spanned<String>>;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    services: Option<Vec<Spanned<Service>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Service {
+    pub(super) name: Text,
+    pub(super) addresses: Option<Vec<Spanned<String>>>,
+    pub(super) ports: Option<Vec<Spanned<Port>>>,
+    pub(super) algorithm: Text,
+    pub(super) backends: Option<Vec<Spanned<Backend>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(clippy::struct_field_names, reason = "the file's own names")]
+pub(super) struct Port {
+    pub(super) name: Text,
+    pub(super) port: Text,
+    pub(super) target_port: Text,
+    pub(super) protocol: Text,
+}
+
+/// A backend is its address, or a map when there is more to say.
+pub(super) enum Backend {
+    Address(String),
+    Weighted(WeightedBackend),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WeightedBackend {
+    pub(super) address: Text,
+    pub(super) weight: Text,
+}
+
+/// Takes a file apart; stops at the first thing that has the wrong shape.
+pub(super) fn decode(bytes: &[u8]) -> Result<Vec<Spanned<Service>>, Remarks> {
+    let text = str::from_utf8(bytes).map_err(|error| {
+        let good = String::from_utf8_lossy(bytes.get(..error.valid_up_to()).unwrap_or_default());
+        let (lines, last) = (good.matches('\n').count(), good.rsplit('\n').next().unwrap_or_default());
+        Remarks::one((lines as u64 + 1, last.chars().count() as u64 + 1), "not UTF-8 text".to_owned())
+    })?;
+    let file: File = serde_saphyr::from_str_with_options(text, options()).map_err(|error| {
+        let place = error.location().map_or((1, 1), |at| (at.line(), at.column()));
+        let path = path_of_error(text);
+        let colon = if path.is_empty() { "" } else { ": " };
+        Remarks::one(place, format!("{path}{colon}{}", explain(&error)))
+    })?;
+    // Not the same as none: a file that was cut short must not remove every service.
+    let missing = "services: missing; a file without services says `services: []`";
+    file.services.ok_or_else(|| Remarks::one((1, 1), missing.to_owned()))
+}
+
+/// Room for the largest clusters. What bounds hostile input stays: nesting 64 deep, a million nodes out of aliases;
+/// the number of nodes bounds the memory, at some 150 bytes each.
+fn options() -> Options {
+    serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_nodes: 8_000_000,
+            max_events: 24_000_000,
+            // One list of backends, shared by all services, is no bomb.
+            enforce_alias_anchor_ratio: false,
+        },
+        with_snippet: false,
+    }
+}
+
+/// The fields that lead to the first error, found by a second, slower reading.
+fn path_of_error(text: &str) -> String {
+    let mut track = Track::new();
+    let again = serde_saphyr::with_deserializer_from_str_with_options(text, options(), |yaml| {
+        File::deserialize(serde_path_to_error::Deserializer::new(yaml, &mut track))
+    });
+    if again.is_ok() { String::new() } else { spell(&track.path()) }
+}
+
+fn spell(path: &Path) -> String {
+    let spelled = path.iter().map(|segment| match segment {
+        Segment::Seq { index } => format!("[{index}]"),
+        // `Spanned` has its value in a field of this name; none of ours has it.
+        Segment::Map { key } if key == "value" => String::new(),
+        Segment::Map { key } => format!(".{}", value::shown(key)),
+        Segment::Enum { .. } | Segment::Unknown => String::new(),
+    });
+    spelled.collect::<String>().trim_start_matches('.').to_owned()
+}
+
+/// The parser's message, or a better one.
+fn explain(error: &Error) -> Cow<'_, str> {
+    match error {
+        Error::SerdeUnknownField { field, .. } if field == "affinity" => {
+            "this version of Wharf has no session affinity yet; remove it".into()
+        }
+        Error::SerdeUnknownField { field, .. } if field == "apiVersion" || field == "kind" => {
+            "this version of Wharf reads no Kubernetes objects yet; write `services:` and a list of services".into()
+        }
+        Error::SerdeUnknownField { expected, .. } => {
+            format!("no such field; the fields here are {}", expected.join(", ")).into()
+        }
+        Error::Unexpected { expected: "sequence start", .. } => "a list is expected here".into(),
+        Error::Unexpected { expected: "mapping start", .. } => "a map of fields is expected here".into(),
+        Error::Unexpected { expected: "string scalar", .. } => "a single value is expected here".into(),
+        Error::MultipleDocuments { .. } => "a second document begins here; a file holds one".into(),
+        error => UserMessageFormatter.format_message(error).into_owned().into(),
+    }
+}
+
+impl<'de> Deserialize<'de> for Backend {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(BackendVisitor)
+    }
+}
+
+struct BackendVisitor;
+
+impl<'de> Visitor<'de> for BackendVisitor {
+    type Value = Backend;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an IP address, or a map with address and weight")
+    }
+
+    fn visit_str<E>(self, address: &str) -> Result<Backend, E> {
+        Ok(Backend::Address(address.to_owned()))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Backend, A::Error> {
+        WeightedBackend::deserialize(MapAccessDeserializer::new(map)).map(Backend::Weighted)
+    }
+}

@@ -1,0 +1,142 @@
+//! The real agent, run on a lab's balancer.
+
+use std::{
+    env,
+    fs::{self, File},
+    path::PathBuf,
+    process::{Child, Command, Output},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{self, Signal},
+    unistd::Pid,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{poll, topology::Lab};
+
+/// How long the agent may take to start, to take up an edit, or to stop.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A running agent; killed when this is dropped. To be held by the thread that started it (see [`crate::netns::NetNs::command`]).
+#[derive(Debug)]
+pub struct Agent {
+    process: Child,
+    /// The services file, the admin socket and the log.
+    directory: TempDir,
+}
+
+impl Agent {
+    /// Runs `wharf` on all interfaces of the balancer, and waits until the services are in force.
+    #[track_caller]
+    pub fn start(lab: &Lab, services: &str, arguments: &[&str]) -> Self {
+        let directory = tempfile::tempdir().expect("there is room for temporary files");
+        let path = |name| directory.path().join(name);
+        fs::write(path("services.yaml"), services).expect("the directory is ours");
+        let log = File::create(path("log")).expect("the directory is ours");
+        let mut command = lab.lb().namespace().command(binary());
+        command.arg("run").arg("--services").arg(path("services.yaml")).arg("--admin").arg(path("admin.sock"));
+        command.args(lab.lb().interfaces().flat_map(|interface| ["--interface", interface])).args(arguments);
+        command.stdout(log.try_clone().expect("there are descriptors left")).stderr(log);
+        let process = command.spawn().expect("`binary` looked that it is there");
+        let mut agent = Self { process, directory };
+        let ready = poll(PATIENCE, || {
+            let ended = agent.process.try_wait().expect("it is our child").is_some();
+            (ended || agent.age().is_some()).then_some(!ended)
+        });
+        assert!(ready == Some(true), "the agent does not start");
+        agent
+    }
+
+    /// Replaces the services file, as an editor or a configuration tool does it.
+    pub fn edit(&self, services: &str) {
+        let new = self.path("services.yaml.new");
+        fs::write(&new, services).expect("the directory is ours");
+        fs::rename(&new, self.path("services.yaml")).expect("the directory is ours");
+    }
+
+    /// Writes over the services file, so that for a moment it is half written.
+    pub fn edit_in_place(&self, services: &str) {
+        fs::write(self.path("services.yaml"), services).expect("the directory is ours");
+    }
+
+    /// Replaces the services file and waits until it is in force.
+    #[track_caller]
+    pub fn apply(&self, services: &str) {
+        // The age of what is in force is told in whole seconds: once it is past zero, a smaller one is news.
+        let before = poll(PATIENCE, || self.age().filter(|age| *age > 0)).expect("time passes");
+        self.edit(services);
+        let applied = poll(PATIENCE, || self.age().filter(|age| *age < before));
+        assert!(applied.is_some(), "the agent does not take up the edit");
+    }
+
+    /// What `wharf status -o json` says.
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        self.ask("status")
+    }
+
+    /// What `wharf <view> -o json` says, `view` being `status`, `services` or `backends`.
+    #[track_caller]
+    pub fn ask(&self, view: &str) -> Value {
+        let output = self.cli(&[view, "-o", "json"]);
+        assert!(output.status.success(), "wharf {view}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("it says that this is JSON")
+    }
+
+    /// Runs the command line tool against this agent.
+    pub fn cli(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(binary());
+        command.args(arguments).arg("--admin").arg(self.path("admin.sock"));
+        command.output().expect("`binary` looked that it is there")
+    }
+
+    /// What the agent has written to its standard output and error.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).expect("`start` made it")
+    }
+
+    /// Asks the agent to end, and expects that it does so with success.
+    #[track_caller]
+    pub fn stop(mut self) {
+        let pid = i32::try_from(self.process.id()).expect("a process id is a positive i32");
+        signal::kill(Pid::from_raw(pid), Signal::SIGTERM).expect("it has not been waited for");
+        let status = poll(PATIENCE, || self.process.try_wait().expect("it is our child"));
+        assert!(status.is_some_and(|status| status.success()), "the agent ended with {status:?}");
+    }
+
+    /// How many seconds the services have been in force; `None` if none are, or the agent does not answer.
+    fn age(&self) -> Option<u64> {
+        let output = self.cli(&["status", "-o", "json"]);
+        serde_json::from_slice::<Value>(&output.stdout).ok()?.get("appliedSecondsAgo")?.as_u64()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Both fail if it has ended, which is what they are for.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if thread::panicking() {
+            eprintln!("the agent said:\n{}", self.log());
+        }
+    }
+}
+
+/// The binary under test: `$WHARF_BIN`, or the one that cargo built beside the running one.
+fn binary() -> PathBuf {
+    if let Some(path) = env::var_os("WHARF_BIN") {
+        return path.into();
+    }
+    let own = env::current_exe().expect("/proc is mounted");
+    // Tests lie in `deps`, a directory below.
+    let mut candidates = own.ancestors().skip(1).take(2).map(|directory| directory.join("wharf"));
+    candidates.find(|path| path.exists()).unwrap_or_else(|| panic!("no agent: cargo build -p lb-userspace --bin wharf"))
+}

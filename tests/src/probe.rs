@@ -1,0 +1,266 @@
+//! What a client does and sees: connections, datagrams, and which backend answered how often.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    io::{self, BufRead as _, BufReader, Write as _},
+    iter::Sum,
+    net::{SocketAddr, TcpStream, ToSocketAddrs, UdpSocket},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::Duration,
+};
+
+use crate::{servers::WHOAMI, topology::Host};
+
+/// How long an answer may take. The network is inside one machine, so this is a failure and not a delay.
+pub const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A TCP connection on which the backend has said its name.
+#[derive(Debug)]
+pub struct Connection {
+    backend: String,
+    stream: BufReader<TcpStream>,
+}
+
+/// A UDP socket that talks to one address.
+#[derive(Debug)]
+pub struct Datagrams {
+    socket: UdpSocket,
+}
+
+/// Who answered how often, and what went wrong.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Answers by backend.
+    pub answers: BTreeMap<String, usize>,
+    /// One text for each failure.
+    pub errors: Vec<String>,
+}
+
+impl Host {
+    /// Connects, and waits until the backend has said its name.
+    pub fn tcp(&self, to: impl ToSocketAddrs) -> io::Result<Connection> {
+        let to = address(to);
+        self.namespace().run(|| Connection::open(to))
+    }
+
+    /// A UDP socket to `to`, with a source port that this host has not used yet.
+    pub fn udp(&self, to: impl ToSocketAddrs) -> io::Result<Datagrams> {
+        let (to, port) = (address(to), self.next_port());
+        self.namespace().run(|| Datagrams::open(to, port))
+    }
+
+    /// Opens and closes `count` connections, `concurrency` at a time.
+    pub fn get_many(&self, to: impl ToSocketAddrs, count: usize, concurrency: usize) -> Tally {
+        let to = address(to);
+        self.many(count, concurrency, || Connection::open(to).map(|connection| connection.backend))
+    }
+
+    /// Asks once from each of `count` source ports, `concurrency` at a time.
+    pub fn ask_many(&self, to: impl ToSocketAddrs, count: usize, concurrency: usize) -> Tally {
+        let to = address(to);
+        self.many(count, concurrency, || Datagrams::open(to, self.next_port())?.ask("who?"))
+    }
+
+    fn many(&self, count: usize, concurrency: usize, probe: impl Fn() -> io::Result<String> + Sync) -> Tally {
+        let left = AtomicUsize::new(count);
+        let work = || {
+            let mut tally = Tally::default();
+            while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+                tally.count(probe());
+            }
+            tally
+        };
+        self.namespace().run(|| {
+            thread::scope(|scope| {
+                let workers: Vec<_> = (0..concurrency).map(|_| scope.spawn(work)).collect();
+                workers.into_iter().map(|worker| worker.join().expect("a probe does not panic")).sum()
+            })
+        })
+    }
+
+    /// A source port below those that the kernel hands out; they come round again after 20,000.
+    /// The kernel picks at random, and a port picked twice would be the same flow and not a new one.
+    fn next_port(&self) -> u16 {
+        10_000 + self.port.fetch_add(1, Ordering::Relaxed) % 20_000
+    }
+}
+
+impl Connection {
+    /// To be called in the client's namespace.
+    pub(crate) fn open(to: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&to, TIMEOUT)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
+        let mut connection = Self { backend: String::new(), stream: BufReader::new(stream) };
+        connection.backend = connection.read_line()?;
+        Ok(connection)
+    }
+
+    /// The name of the backend that it reached.
+    pub fn backend(&self) -> &str {
+        &self.backend
+    }
+
+    /// The client's address and port.
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        self.stream.get_ref().local_addr()
+    }
+
+    /// Sends a line and expects it back.
+    pub fn echo(&mut self, line: &str) -> io::Result<()> {
+        match self.ask(line)? {
+            answer if answer == line => Ok(()),
+            other => Err(io::Error::other(format!("sent {line:?}, got back {other:?}"))),
+        }
+    }
+
+    /// The client's address as the backend sees it.
+    pub fn whoami(&mut self) -> io::Result<SocketAddr> {
+        let answer = self.ask(WHOAMI)?;
+        seen_by(&self.backend, &answer)
+    }
+
+    fn ask(&mut self, line: &str) -> io::Result<String> {
+        self.stream.get_mut().write_all(format!("{line}\n").as_bytes())?;
+        self.read_line()
+    }
+
+    fn read_line(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        self.stream.read_line(&mut line).map_err(explain)?;
+        match line.strip_suffix('\n') {
+            Some(line) => Ok(line.to_owned()),
+            None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the backend closed the connection")),
+        }
+    }
+}
+
+impl Datagrams {
+    /// To be called in the client's namespace.
+    pub(crate) fn open(to: SocketAddr, port: u16) -> io::Result<Self> {
+        let unspecified = if to.is_ipv4() { "0.0.0.0" } else { "::" };
+        let socket = UdpSocket::bind((unspecified, port))?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(TIMEOUT))?;
+        Ok(Self { socket })
+    }
+
+    /// The client's address and port.
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Sends one datagram; the name of the backend that answered. Nothing is sent twice: a lost packet is an error.
+    pub fn ask(&self, text: &str) -> io::Result<String> {
+        let answer = self.exchange(text)?;
+        match answer.split_once(' ') {
+            Some((backend, echo)) if echo == text => Ok(backend.to_owned()),
+            _ => Err(io::Error::other(format!("sent {text:?}, got back {answer:?}"))),
+        }
+    }
+
+    /// The name of a backend, and the client's address as it sees it.
+    pub fn whoami(&self) -> io::Result<(String, SocketAddr)> {
+        let answer = self.exchange(WHOAMI)?;
+        let backend = answer.split(' ').next().unwrap_or_default();
+        Ok((backend.to_owned(), seen_by(backend, &answer)?))
+    }
+
+    fn exchange(&self, text: &str) -> io::Result<String> {
+        self.socket.send(text.as_bytes())?;
+        let mut buffer = vec![0; usize::from(u16::MAX)];
+        let length = self.socket.recv(&mut buffer).map_err(explain)?;
+        buffer.truncate(length);
+        String::from_utf8(buffer).map_err(io::Error::other)
+    }
+}
+
+impl Tally {
+    /// Adds one attempt.
+    pub fn count(&mut self, attempt: io::Result<String>) {
+        match attempt {
+            Ok(backend) => *self.answers.entry(backend).or_default() += 1,
+            Err(error) => self.errors.push(error.to_string()),
+        }
+    }
+
+    /// How often `backend` answered.
+    pub fn of(&self, backend: &str) -> usize {
+        self.answers.get(backend).copied().unwrap_or_default()
+    }
+
+    /// How many answers there were.
+    pub fn total(&self) -> usize {
+        self.answers.values().sum()
+    }
+}
+
+impl Sum for Tally {
+    fn sum<I: Iterator<Item = Self>>(tallies: I) -> Self {
+        tallies.fold(Self::default(), |mut sum, tally| {
+            for (backend, count) in tally.answers {
+                *sum.answers.entry(backend).or_default() += count;
+            }
+            sum.errors.extend(tally.errors);
+            sum
+        })
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (backend, count) in &self.answers {
+            write!(f, "{backend} {count}, ")?;
+        }
+        write!(f, "{} errors", self.errors.len())?;
+        // One says what is wrong; a thousand of the same would hide it.
+        self.errors.first().map_or(Ok(()), |first| write!(f, ", the first: {first}"))
+    }
+}
+
+/// Asserts that every attempt was answered, by these backends alone, and in equal parts but for chance.
+#[track_caller]
+pub fn assert_spread(tally: &Tally, backends: &[&str]) {
+    let weights: Vec<_> = backends.iter().map(|&backend| (backend, 1)).collect();
+    assert_weighted_spread(tally, &weights);
+}
+
+/// The same in parts by weight. A choice at random is further off than five standard deviations
+/// once in two million times.
+#[track_caller]
+pub fn assert_weighted_spread(tally: &Tally, weights: &[(&str, u32)]) {
+    assert!(tally.errors.is_empty(), "{tally}");
+    let stranger = tally.answers.keys().find(|name| weights.iter().all(|(backend, _)| backend != name));
+    assert!(stranger.is_none(), "{stranger:?} should not be asked: {tally}");
+    let all: u32 = weights.iter().map(|(_, weight)| weight).sum();
+    let total = f64::from(u32::try_from(tally.total()).expect("no test asks that often"));
+    for &(backend, weight) in weights {
+        let share = f64::from(weight) / f64::from(all);
+        let deviation = (total * share * (1.0 - share)).sqrt();
+        let answers = f64::from(u32::try_from(tally.of(backend)).expect("no more than all"));
+        let off = (answers - total * share).abs();
+        assert!(off <= 5.0 * deviation, "{backend} should have about {:.0} of {total}: {tally}", total * share);
+    }
+}
+
+/// The one address that is meant; names are not looked up in a lab.
+#[track_caller]
+pub(crate) fn address(to: impl ToSocketAddrs) -> SocketAddr {
+    to.to_socket_addrs().ok().and_then(|mut all| all.next()).expect("an address and a port")
+}
+
+/// The kernel says "resource temporarily unavailable" where it means that no answer came in time.
+fn explain(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "no answer in time"),
+        _ => error,
+    }
+}
+
+fn seen_by(backend: &str, answer: &str) -> io::Result<SocketAddr> {
+    let address = answer.strip_prefix(backend).and_then(|rest| rest.trim_start().parse().ok());
+    address.ok_or_else(|| io::Error::other(format!("not a name and an address: {answer:?}")))
+}

@@ -11,7 +11,9 @@ mod layout;
 pub mod abi;
 pub mod checksum;
 pub mod flow;
+pub mod generator;
 pub mod maglev;
 pub mod parse;
 pub mod select;
+
 pub mod verdict;

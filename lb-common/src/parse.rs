@@ -51,6 +51,13 @@ pub trait Bytes {
     fn read<T: Header>(&self, offset: usize) -> Option<T>;
     /// The packet's length in bytes, from the Ethernet header on.
     fn length(&self) -> usize;
+    /// Called with each offset that leaves the parser; what comes back is used instead, and is the same.
+    ///
+    /// The verifier walks a program once for each value that an offset may have, so for each number of VLAN tags and
+    /// extension headers; here the kernel's packet makes it forget them, and it walks on once.
+    fn settle(&self, offset: usize) -> usize {
+        offset
+    }
 }
 
 impl Bytes for [u8] {
@@ -149,8 +156,8 @@ pub fn ipv4<B: Bytes + ?Sized>(bytes: &B, frame: Frame) -> Result<Segment<Ipv4Be
     Ok(Segment {
         key: FlowKey::new(source, destination, ports, IpProto(u16::from(header.proto))),
         flags,
-        network: frame.network,
-        transport,
+        network: bytes.settle(frame.network),
+        transport: bytes.settle(transport),
         ip_length: ip_length as u16,
         traffic_class: header.tos,
         ttl: header.ttl,
@@ -180,8 +187,8 @@ pub fn ipv6<B: Bytes + ?Sized>(bytes: &B, frame: Frame) -> Result<Segment<Ipv6Be
     Ok(Segment {
         key: FlowKey::new(source, destination, ports, proto),
         flags,
-        network: frame.network,
-        transport,
+        network: bytes.settle(frame.network),
+        transport: bytes.settle(transport),
         ip_length: u16::try_from(ip_length).map_err(|_too_long| PassReason::MalformedIpv6)?,
         traffic_class: version_and_class << 4 | class_and_label >> 4,
         ttl: header.hop_limit,

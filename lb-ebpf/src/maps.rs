@@ -76,6 +76,10 @@ static WORKSPACE4: PerCpuArray<Workspace<Ipv4Be>, 1> = PerCpuArray::new();
 #[btf_map]
 static WORKSPACE6: PerCpuArray<Workspace<Ipv6Be>, 1> = PerCpuArray::new();
 
+/// Where a number goes for the verifier to forget it, on each CPU. The programs write and read; always there.
+#[btf_map]
+static FORGOTTEN: PerCpuArray<u64, 1> = PerCpuArray::new();
+
 /// What would not fit on the stack, of which a program and all that it calls have 512 bytes.
 /// A run has it to itself: runs of XDP and tc programs on one CPU don't interrupt each other.
 #[repr(C)]
@@ -222,6 +226,17 @@ pub(crate) fn address<F: FamilyMaps>(interface: IfIndex) -> F::Address {
     match unsafe { ADDRESSES.get(interface.0) } {
         Some(addresses) => F::source(addresses),
         None => F::Address::UNSPECIFIED,
+    }
+}
+
+/// Gives a number back, with all that the verifier knew of it forgotten. See [`lb_common::parse::Bytes::settle`].
+#[inline(always)]
+pub(crate) fn forget(number: usize) -> usize {
+    let Some(place) = FORGOTTEN.get_ptr_mut(0) else { return 0 };
+    // SAFETY: This CPU's own, aligned.
+    unsafe {
+        place.write_volatile(number as u64);
+        place.read_volatile() as usize
     }
 }
 

@@ -6,7 +6,7 @@ use lb_common::{
     parse::{Bytes, Header, MAX_OFFSET},
 };
 
-use crate::asm;
+use crate::{asm, maps};
 
 /// A packet at the XDP hook.
 pub(crate) struct Packet {
@@ -52,6 +52,11 @@ impl Bytes for Packet {
         let header = self.header::<T>(offset)?;
         // SAFETY: Inside the packet, as just checked, and T takes any bytes.
         Some(unsafe { header.read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn settle(&self, offset: usize) -> usize {
+        maps::forget(offset)
     }
 
     #[inline(always)]

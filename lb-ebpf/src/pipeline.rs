@@ -42,11 +42,14 @@ fn translate<F: FamilyMaps + NetworkHeader>(
     segment: &Segment<F::Address>,
 ) -> Result<Verdict, Verdict> {
     let moment = Moment::now()?;
-    for _ in 0..2 {
+    for is_second in [false, true] {
         if let Some(flow) = track::find::<F>(segment, &moment) {
             classify::lives_on(segment)?;
             track::update::<F>(packet, segment, &moment, flow)?;
             return forward::<F>(packet, segment, &moment, flow);
+        }
+        if is_second {
+            break;
         }
         let service = classify::service::<F>(segment)?;
         classify::lives_on(segment)?;

@@ -11,6 +11,7 @@
 )]
 
 pub mod agent;
+pub mod datapath;
 mod link;
 pub mod netns;
 pub mod packet;

@@ -3,7 +3,10 @@
 use std::{
     io, mem,
     net::{SocketAddr, ToSocketAddrs},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -12,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     netns::Background,
+    poll,
     probe::{Connection, Tally, address},
     topology::Host,
 };
@@ -19,15 +23,20 @@ use crate::{
 /// How long a connection rests between two lines, and how long between two connections.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Connections that stay open and send a line again and again.
+/// Connections that stay open, and send a line again and again.
 #[derive(Debug)]
-pub struct Conversations {
-    talkers: Vec<Background<Conversation>>,
+pub struct Conversations(Vec<Conversation>);
+
+#[derive(Debug)]
+struct Conversation {
+    backend: String,
+    lines: Arc<AtomicUsize>,
+    talker: Background<io::Result<()>>,
 }
 
 /// How one connection fared.
 #[derive(Debug)]
-pub struct Conversation {
+pub struct Outcome {
     /// The backend at the other end.
     pub backend: String,
     /// How many lines came back.
@@ -49,8 +58,14 @@ impl Host {
     pub fn converse(&self, to: impl ToSocketAddrs, count: usize) -> Conversations {
         let to = address(to);
         let open = || self.tcp(to).unwrap_or_else(|error| panic!("a connection to {to}: {error}"));
-        let start = |connection| self.namespace().spawn(move |stop| Conversation::hold(connection, &stop));
-        Conversations { talkers: (0..count).map(|_| start(open())).collect() }
+        let start = |connection: Connection| {
+            let backend = connection.backend().to_owned();
+            let lines = Arc::new(AtomicUsize::new(0));
+            let counter = Arc::clone(&lines);
+            let talker = self.namespace().spawn(move |stop| talk(connection, &counter, &stop));
+            Conversation { backend, lines, talker }
+        };
+        Conversations((0..count).map(|_| start(open())).collect())
     }
 
     /// Keeps opening and closing connections.
@@ -64,21 +79,24 @@ impl Host {
 }
 
 impl Conversations {
-    /// Closes the connections that are still open.
-    pub fn finish(self) -> Vec<Conversation> {
-        self.talkers.into_iter().map(Background::finish).collect()
+    /// The backends of those connections on which no line comes back within `limit`.
+    pub fn stuck(&self, limit: Duration) -> Vec<&str> {
+        let lines = |conversation: &Conversation| conversation.lines.load(Ordering::Relaxed);
+        let before: Vec<_> = self.0.iter().map(lines).collect();
+        let silent = || {
+            let silent = self.0.iter().zip(&before).filter(|(conversation, before)| lines(conversation) == **before);
+            silent.map(|(conversation, _)| conversation.backend.as_str()).collect::<Vec<_>>()
+        };
+        poll(limit, || silent().is_empty().then(Vec::new)).unwrap_or_else(silent)
     }
-}
 
-impl Conversation {
-    fn hold(mut connection: Connection, stop: &CancellationToken) -> Self {
-        let (mut lines, mut end) = (0, Ok(()));
-        while end.is_ok() && !stop.is_cancelled() {
-            end = connection.echo(&format!("line {lines}"));
-            lines += usize::from(end.is_ok());
-            thread::sleep(PAUSE);
-        }
-        Self { backend: connection.backend().to_owned(), lines, end }
+    /// Closes the connections that are still open.
+    pub fn finish(self) -> Vec<Outcome> {
+        let finish = |Conversation { backend, lines, talker }| {
+            let end = talker.finish();
+            Outcome { backend, lines: lines.load(Ordering::Relaxed), end }
+        };
+        self.0.into_iter().map(finish).collect()
     }
 }
 
@@ -93,6 +111,16 @@ impl Arrivals {
         self.caller.finish();
         mem::take(&mut *self.tally.lock().expect("a tally does not panic"))
     }
+}
+
+fn talk(mut connection: Connection, lines: &AtomicUsize, stop: &CancellationToken) -> io::Result<()> {
+    while !stop.is_cancelled() {
+        let number = lines.load(Ordering::Relaxed);
+        connection.echo(&format!("line {number}"))?;
+        lines.store(number + 1, Ordering::Relaxed);
+        thread::sleep(PAUSE);
+    }
+    Ok(())
 }
 
 fn call(to: SocketAddr, tally: &Mutex<Tally>, stop: &CancellationToken) {

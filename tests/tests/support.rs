@@ -150,10 +150,11 @@ fn traffic_in_the_background_notices_a_cut() {
     let (conversations, arrivals) = (lab.client().converse(backend, 3), lab.client().keep_calling(backend));
     thread::sleep(Duration::from_millis(200));
     assert_spread(&arrivals.take(), &["b1"]);
+    assert_eq!(conversations.stuck(Duration::from_secs(1)), Vec::<&str>::new());
     drop(server);
-    thread::sleep(Duration::from_millis(50));
-    let ends = conversations.finish();
-    assert!(ends.iter().all(|end| end.backend == "b1" && end.lines > 0 && end.end.is_err()), "{ends:?}");
+    assert_eq!(conversations.stuck(Duration::from_millis(100)), ["b1"; 3]);
+    let outcomes = conversations.finish();
+    assert!(outcomes.iter().all(|outcome| outcome.lines > 0 && outcome.end.is_err()), "{outcomes:?}");
     assert!(!arrivals.finish().errors.is_empty());
 }
 

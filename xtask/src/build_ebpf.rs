@@ -3,7 +3,7 @@
 use std::{
     env,
     ffi::{OsStr, OsString},
-    iter,
+    fs, iter,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The objects that the package makes, one of each of its binaries.
-const OBJECTS: [&str; 1] = ["wharf-datapath"];
+const OBJECTS: [&str; 2] = ["wharf-datapath", "wharf-generator"];
 
 /// How eBPF is compiled.
 const FLAGS: [&str; 5] = [
@@ -41,6 +41,24 @@ pub fn build(workspace: &Path) -> Result<Vec<PathBuf>> {
         ensure!(object.is_file(), "the build made no {}", object.display());
     }
     Ok(objects)
+}
+
+/// All that the objects are made of.
+const SOURCES: [&str; 6] =
+    ["Cargo.lock", "Cargo.toml", "lb-common/Cargo.toml", "lb-common/src", "lb-ebpf/Cargo.toml", "lb-ebpf/src"];
+
+/// The whole of a build script: compiles, and copies the objects to `OUT_DIR`.
+pub fn build_script() -> Result<()> {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the package has left its workspace")?;
+    for source in SOURCES {
+        println!("cargo::rerun-if-changed={}", workspace.join(source).display());
+    }
+    let out = env::var_os("OUT_DIR").context("OUT_DIR is not set")?;
+    for object in build(workspace).context("the eBPF programs were not built")? {
+        let name = object.file_name().context("an object has no name")?;
+        fs::copy(&object, Path::new(&out).join(name))?;
+    }
+    Ok(())
 }
 
 /// Lints the eBPF programs with the compiler that builds them: the host's cannot read its core library.

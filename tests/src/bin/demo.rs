@@ -20,11 +20,11 @@ use tests::{
     agent::Agent,
     probe::{Tally, assert_spread},
     topology::{Host, Lab, Topology, VIP4, VIP6},
-    traffic::{Arrivals, Conversation, Conversations},
+    traffic::{Arrivals, Conversations, Outcome},
 };
 
-/// How many connections are opened to each address to show how they are spread.
-const CONNECTIONS: usize = 1_000;
+/// How often each address is used to show how that is spread.
+const TIMES: usize = 1_000;
 
 /// How many connections stay open to each address while backends come and go.
 const CONVERSATIONS: usize = 15;
@@ -58,82 +58,70 @@ fn main() -> ExitCode {
 fn demo() {
     let began = Instant::now();
     println!(
-        "Wharf spreads the connections to one address over many machines. Here it does so on real kernel networking:
+        "Wharf is a load balancer: clients connect to one address, and wharf picks the machine that answers.
 
-    client ─────── wharf ──┬── b1       The client knows only the addresses {VIP4} and {VIP6}.
-    192.168.1.2    (XDP)   ├── b2       No machine has them; wharf, on the way, picks a backend for each
-                           └── b3       connection. Machines are network namespaces, and go at the end."
+    client ─────── wharf ──┬── b1      Every machine here is a network namespace. The client knows only the
+    192.168.1.2    (XDP)   ├── b2      addresses {VIP4} and {VIP6}, which no machine has:
+                           └── b3      wharf, on the way, translates them, packet by packet, in the kernel."
     );
     let lab = Topology::new().client("client").backends(3).up();
     let _servers = lab.serve(8080);
-
-    step("Start the agent with this file");
-    let services = Services::new(&lab);
-    println!("{}\n", services.all);
-    let agent = Agent::start(&lab, &services.all, &[]);
-    println!("    wharf run --services services.yaml --interface eth-client --interface eth-b1 …    is up");
-
-    step("Open many connections; each backend says its name");
     let client = lab.client();
+
+    step("1. Start the agent on the machine in the middle, with this file:");
+    let services = Services::new(&lab);
+    println!("\n{}\n", services.all);
+    let agent = Agent::start(&lab, &services.all, &[]);
+    let interfaces: Vec<_> = lab.lb().interfaces().collect();
+    println!("   It is up, with its programs on {}.", interfaces.join(", "));
+
+    step("2. Use both addresses a thousand times each. The backend that answers says its name.");
     for vip in [format!("{VIP4}:80"), format!("[{VIP6}]:80")] {
-        show(
-            &format!("{CONNECTIONS} TCP connections to {vip}"),
-            &client.get_many(&vip, CONNECTIONS, 16),
-            &["b1", "b2", "b3"],
-        );
+        show(&format!("TCP connections to {vip}"), &client.get_many(&vip, TIMES, 16), &["b1", "b2", "b3"]);
     }
     for vip in [format!("{VIP4}:53"), format!("[{VIP6}]:53")] {
-        show(
-            &format!("{CONNECTIONS} UDP datagrams to {vip}"),
-            &client.ask_many(&vip, CONNECTIONS, 16),
-            &["b1", "b2", "b3"],
-        );
+        show(&format!("UDP datagrams to {vip}"), &client.ask_many(&vip, TIMES, 16), &["b1", "b2", "b3"]);
     }
 
-    step("Drain b3, by editing the file while traffic goes on");
+    step("3. Drain b3, by an edit of the file that gives it weight 0.");
     let traffic = Traffic::start(client);
-    println!("    {} connections stay open and send lines all the time; new ones keep coming.", 2 * CONVERSATIONS);
+    println!("   {} connections stay open and talk all the time, and new ones keep coming.", 2 * CONVERSATIONS);
     pause(Duration::from_secs(1));
-    show("new connections before", &traffic.take(), &["b1", "b2", "b3"]);
-    agent.apply(&services.without_new_for_b3);
+    show("new connections before the edit", &traffic.take(), &["b1", "b2", "b3"]);
+    agent.apply(&services.with_b3_drained);
     traffic.forget();
     pause(Duration::from_secs(1));
-    show(
-        "new connections with `weight: 0` at b3: it gets none, and keeps those that it has",
-        &traffic.take(),
-        &["b1", "b2"],
-    );
+    show("after it: none for b3, and every open connection goes on", &traffic.take(), &["b1", "b2"]);
+    traffic.expect_all_alive();
 
-    step("Remove b3 from the file");
+    step("4. Remove b3 from the file.");
     agent.apply(&services.without_b3);
     pause(Duration::from_secs(1));
     show("new connections", &traffic.take(), &["b1", "b2"]);
 
-    step("Put it back");
+    step("5. Put it back.");
     agent.apply(&services.all);
     traffic.forget();
     pause(Duration::from_secs(1));
     show("new connections", &traffic.take(), &["b1", "b2", "b3"]);
 
-    step("How the open connections fared meanwhile");
+    step("6. How did the open connections fare? Only those to a backend that is removed may end.");
     traffic.finish();
 
-    step("What the agent says (`wharf backends`)");
+    step("7. Ask the agent what it knows: wharf backends");
     let backends = agent.cli(&["backends"]);
     assert!(backends.status.success(), "wharf backends: {}", String::from_utf8_lossy(&backends.stderr));
-    println!("{}", String::from_utf8_lossy(&backends.stdout).trim_end());
+    println!();
+    String::from_utf8_lossy(&backends.stdout).lines().for_each(|line| println!("   {line}"));
     agent.stop();
     drop(lab);
-    println!(
-        "\nAll went as it should, in {:.0} s. Everything that the demo made is removed.",
-        began.elapsed().as_secs_f32()
-    );
+    println!("\nAll went as it should, in {:.0} s. Nothing is left of it.", began.elapsed().as_secs_f32());
 }
 
 /// The services file in the versions that the demo goes through.
 struct Services {
     all: String,
-    without_new_for_b3: String,
+    with_b3_drained: String,
     without_b3: String,
 }
 
@@ -157,7 +145,7 @@ impl Services {
         };
         Self {
             all: file(&Some),
-            without_new_for_b3: file(&|address| Some(format!("{{ address: {address}, weight: 0 }}"))),
+            with_b3_drained: file(&|address| Some(format!("{{ address: {address}, weight: 0 }}"))),
             without_b3: file(&|_| None),
         }
     }
@@ -189,35 +177,44 @@ impl Traffic {
         assert!(tally.errors.is_empty(), "new connections failed: {tally}");
     }
 
+    fn expect_all_alive(&self) {
+        for conversations in &self.conversations {
+            let stuck = conversations.stuck(Duration::from_secs(1));
+            assert!(stuck.is_empty(), "open connections are stuck, to {stuck:?}");
+        }
+    }
+
     fn finish(self) {
         let tally: Tally = self.arrivals.into_iter().map(Arrivals::finish).sum();
         assert!(tally.errors.is_empty(), "new connections failed: {tally}");
         let all: Vec<_> = self.conversations.into_iter().flat_map(Conversations::finish).collect();
-        let (of_b3, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|conversation| conversation.backend == "b3");
-        let failed: Vec<_> = others.iter().filter(|conversation| conversation.end.is_err()).collect();
-        assert!(failed.is_empty(), "open connections to b1 and b2 failed: {failed:?}");
-        let lines = |conversations: &[Conversation]| conversations.iter().map(|it| it.lines).sum::<usize>();
-        println!("    {} to b1 and b2: {} lines sent and echoed, none lost, none broken", others.len(), lines(&others));
-        println!("    {} to b3: {} lines, until it was removed", of_b3.len(), lines(&of_b3));
+        let (of_b3, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|outcome| outcome.backend == "b3");
+        let broken: Vec<_> = others.iter().filter(|outcome| outcome.end.is_err()).collect();
+        assert!(broken.is_empty(), "open connections to b1 and b2 broke: {broken:?}");
+        let lines = |outcomes: &[Outcome]| outcomes.iter().map(|outcome| outcome.lines).sum::<usize>();
+        println!(
+            "\n   {:2} to b1 and b2: {} lines sent and echoed, and no connection broke",
+            others.len(),
+            lines(&others)
+        );
+        println!("   {:2} to b3: {} lines, until it was removed", of_b3.len(), lines(&of_b3));
     }
 }
 
 /// Shows a tally in bars, having made sure that it is evenly spread over these backends.
 fn show(title: &str, tally: &Tally, backends: &[&str]) {
-    println!("\n    {title}");
+    println!("\n   {title}");
     for backend in ["b1", "b2", "b3"] {
         let answers = tally.of(backend);
-        println!("      {backend} {answers:5}  {}", "█".repeat(answers * 90 / tally.total().max(1)));
-    }
-    if !tally.errors.is_empty() {
-        println!("      {tally}");
+        let bar = "█".repeat(answers * 90 / tally.total().max(1));
+        println!("     {}", format!("{backend} {answers:5}  {bar}").trim_end());
     }
     assert_spread(tally, backends);
 }
 
 fn step(title: &str) {
     check_interrupt();
-    println!("\n── {title} ──\n");
+    println!("\n{title}");
 }
 
 /// Lets traffic flow for a while.

@@ -7,12 +7,10 @@ use std::{
     sync::Arc,
 };
 
-use serde_saphyr::{Location, Spanned};
-
 use super::{
-    remarks::{Place, Remarks},
+    remarks::{Place, Position, Remarks},
     value,
-    wire::{self, Text},
+    wire::{self, At, Text},
 };
 use crate::model::{
     Algorithm, DEFAULT_ALGORITHM, Desired, FrontendTaken, IpFamily, Protocol, Service, ServiceName, Weight,
@@ -32,7 +30,7 @@ pub(super) struct Findings {
     pub(super) mistakes: Remarks,
     /// What is allowed, but hardly meant.
     pub(super) warnings: Remarks,
-    names: HashMap<Arc<str>, Location>,
+    names: HashMap<Arc<str>, Position>,
     frontends: usize,
     backends: usize,
 }
@@ -41,7 +39,7 @@ pub(super) struct Findings {
 struct Whole {
     name: Arc<str>,
     /// Each with its index and place in the list.
-    addresses: BTreeMap<IpAddr, (usize, Location)>,
+    addresses: BTreeMap<IpAddr, (usize, Position)>,
     ports: Vec<Port>,
     algorithm: Algorithm,
     backends: BTreeMap<IpAddr, Weight>,
@@ -54,10 +52,10 @@ struct Port {
     protocol: Protocol,
 }
 
-pub(super) fn validate(services: &[Spanned<wire::Service>]) -> Findings {
+pub(super) fn validate(services: &[At<wire::Service>]) -> Findings {
     let mut findings = Findings::default();
     for (index, service) in services.iter().enumerate() {
-        findings.service(Place { at: service.referenced, path: format_args!("services[{index}]") }, &service.value);
+        findings.service(Place { at: service.at, path: format_args!("services[{index}]") }, &service.value);
     }
     findings
 }
@@ -85,7 +83,7 @@ impl Findings {
                 Some(name)
             }
             Entry::Occupied(first) => {
-                let line = first.get().line();
+                let line = first.get().line;
                 let place = Place { path: format_args!("{}.name", place.path), ..place };
                 self.mistakes.add(place, format_args!("{name} is also the name of the service in line {line}"));
                 None
@@ -93,29 +91,29 @@ impl Findings {
         }
     }
 
-    fn addresses(&mut self, place: Place<'_>, addresses: &[Spanned<String>]) -> BTreeMap<IpAddr, (usize, Location)> {
+    fn addresses(&mut self, place: Place<'_>, addresses: &[At<String>]) -> BTreeMap<IpAddr, (usize, Position)> {
         let mut known = BTreeMap::new();
         if addresses.is_empty() {
             let place = Place { path: format_args!("{}.addresses", place.path), ..place };
             self.mistakes.add(place, "missing; a service has at least one address");
         }
         for (index, text) in addresses.iter().enumerate() {
-            let place = Place { at: text.referenced, path: format_args!("{}.addresses[{index}]", place.path) };
+            let place = Place { at: text.at, path: format_args!("{}.addresses[{index}]", place.path) };
             let Some(address) = self.check(place, value::address(&text.value)) else { continue };
-            if known.insert(address, (index, text.referenced)).is_some() {
+            if known.insert(address, (index, text.at)).is_some() {
                 self.mistakes.add(place, format_args!("{address} is listed twice"));
             }
         }
         known
     }
 
-    fn ports(&mut self, place: Place<'_>, ports: &[Spanned<wire::Port>]) -> Vec<Port> {
+    fn ports(&mut self, place: Place<'_>, ports: &[At<wire::Port>]) -> Vec<Port> {
         let (mut known, mut names, mut numbers) = (Vec::new(), HashSet::new(), HashSet::new());
         if ports.is_empty() {
             let place = Place { path: format_args!("{}.ports", place.path), ..place };
             self.mistakes.add(place, "missing; a service has at least one port");
         }
-        for (index, Spanned { value: port, referenced: at, .. }) in ports.iter().enumerate() {
+        for (index, At { value: port, at }) in ports.iter().enumerate() {
             let place = Place { at: *at, path: format_args!("{}.ports[{index}]", place.path) };
             let name = self.read(place, "name", &port.name, value::port_name);
             let number = self.require(place, "port", &port.port, value::port);
@@ -137,14 +135,14 @@ impl Findings {
         known
     }
 
-    fn backends(&mut self, place: Place<'_>, backends: Option<&[Spanned<wire::Backend>]>) -> BTreeMap<IpAddr, Weight> {
+    fn backends(&mut self, place: Place<'_>, backends: Option<&[At<wire::Backend>]>) -> BTreeMap<IpAddr, Weight> {
         let mut known = BTreeMap::new();
         if backends.is_none() {
             let place = Place { path: format_args!("{}.backends", place.path), ..place };
             self.mistakes.add(place, "missing; a service without backends says `backends: []`");
         }
         for (index, backend) in backends.unwrap_or_default().iter().enumerate() {
-            let place = Place { at: backend.referenced, path: format_args!("{}.backends[{index}]", place.path) };
+            let place = Place { at: backend.at, path: format_args!("{}.backends[{index}]", place.path) };
             let (address, weight) = match &backend.value {
                 wire::Backend::Address(text) => (self.check(place, value::address(text)), None),
                 wire::Backend::Weighted(backend) => (
@@ -205,7 +203,7 @@ impl Findings {
 
     fn taken(&mut self, place: Place<'_>, whole: &Whole, FrontendTaken { frontend, owner }: &FrontendTaken) {
         let Some(&(index, at)) = whole.addresses.get(&frontend.address.ip()) else { return };
-        let line = self.names.get(&owner.name).map_or(0, Location::line);
+        let line = self.names.get(&owner.name).map_or(0, |at| at.line);
         let place = Place { at, path: format_args!("{}.addresses[{index}]", place.path) };
         let (service, owner) = (&whole.name, &owner.name);
         let remark = format_args!("{frontend} of {service} is already a frontend of {owner} in line {line}");
@@ -221,7 +219,7 @@ impl Findings {
         parse: fn(&str) -> Result<T, String>,
     ) -> Option<T> {
         let text = text.as_ref()?;
-        let place = Place { at: text.referenced, path: format_args!("{}.{field}", place.path) };
+        let place = Place { at: text.at, path: format_args!("{}.{field}", place.path) };
         self.check(place, parse(&text.value))
     }
 

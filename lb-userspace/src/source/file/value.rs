@@ -12,9 +12,13 @@ const NAME_MAX: usize = 253;
 
 /// Text from the file, fit for a terminal and for one line.
 pub(super) fn shown(text: &str) -> String {
-    let mut shown: String = text.escape_debug().take(NAME_MAX).collect();
-    if text.chars().nth(NAME_MAX).is_some() {
-        shown.push('…');
+    let mut shown = String::new();
+    for (count, char) in text.chars().enumerate() {
+        match char {
+            _ if count == NAME_MAX => return shown + "…",
+            _ if char.is_control() => shown.extend(char.escape_debug()),
+            _ => shown.push(char),
+        }
     }
     shown
 }

@@ -1,7 +1,7 @@
 //! The shape of a services file. Each scalar stays text with its place, so that `validate` can judge it in its own
 //! words and go on to the next.
 
-use std::{borrow::Cow, fmt, str};
+use std::{fmt, str};
 
 use serde::{
     Deserialize, Deserializer,
@@ -10,25 +10,34 @@ use serde::{
 use serde_path_to_error::{Path, Segment, Track};
 use serde_saphyr::{Error, MessageFormatter as _, Options, Spanned, UserMessageFormatter};
 
-use super::{remarks::Remarks, value};
+use super::{
+    remarks::{Position, Remarks},
+    value,
+};
+
+/// A value and where it stands.
+pub(super) struct At<T> {
+    pub(super) value: T,
+    pub(super) at: Position,
+}
 
 /// A scalar as it is written.
-pub(super) type Text = Option<Spanned<String>>;
+pub(super) type Text = Option<At<String>>;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    services: Option<Vec<Spanned<Service>>>,
+    services: Option<Vec<At<Service>>>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Service {
     pub(super) name: Text,
-    pub(super) addresses: Option<Vec<Spanned<String>>>,
-    pub(super) ports: Option<Vec<Spanned<Port>>>,
+    pub(super) addresses: Option<Vec<At<String>>>,
+    pub(super) ports: Option<Vec<At<Port>>>,
     pub(super) algorithm: Text,
-    pub(super) backends: Option<Vec<Spanned<Backend>>>,
+    pub(super) backends: Option<Vec<At<Backend>>>,
 }
 
 #[derive(Deserialize)]
@@ -55,21 +64,22 @@ pub(super) struct WeightedBackend {
 }
 
 /// Takes a file apart; stops at the first thing that has the wrong shape.
-pub(super) fn decode(bytes: &[u8]) -> Result<Vec<Spanned<Service>>, Remarks> {
+pub(super) fn decode(bytes: &[u8]) -> Result<Vec<At<Service>>, Remarks> {
     let text = str::from_utf8(bytes).map_err(|error| {
         let good = String::from_utf8_lossy(bytes.get(..error.valid_up_to()).unwrap_or_default());
         let (lines, last) = (good.matches('\n').count(), good.rsplit('\n').next().unwrap_or_default());
-        Remarks::one((lines as u64 + 1, last.chars().count() as u64 + 1), "not UTF-8 text".to_owned())
+        let at = Position { line: lines as u64 + 1, column: last.chars().count() as u64 + 1 };
+        Remarks::one(at, "not UTF-8 text".to_owned())
     })?;
     let file: File = serde_saphyr::from_str_with_options(text, options()).map_err(|error| {
-        let place = error.location().map_or((1, 1), |at| (at.line(), at.column()));
+        let at = error.location().map_or(Position::START, Position::from);
         let path = path_of_error(text);
         let colon = if path.is_empty() { "" } else { ": " };
-        Remarks::one(place, format!("{path}{colon}{}", explain(&error)))
+        Remarks::one(at, format!("{path}{colon}{}", explain(&error)))
     })?;
     // Not the same as none: a file that was cut short must not remove every service.
     let missing = "services: missing; a file without services says `services: []`";
-    file.services.ok_or_else(|| Remarks::one((1, 1), missing.to_owned()))
+    file.services.ok_or_else(|| Remarks::one(Position::START, missing.to_owned()))
 }
 
 /// Room for the largest clusters. What bounds hostile input stays: nesting 64 deep, a million nodes out of aliases;
@@ -107,22 +117,29 @@ fn spell(path: &Path) -> String {
 }
 
 /// The parser's message, or a better one.
-fn explain(error: &Error) -> Cow<'_, str> {
+fn explain(error: &Error) -> String {
     match error {
-        Error::SerdeUnknownField { field, .. } if field == "affinity" => {
-            "this version of Wharf has no session affinity yet; remove it".into()
-        }
-        Error::SerdeUnknownField { field, .. } if field == "apiVersion" || field == "kind" => {
-            "this version of Wharf reads no Kubernetes objects yet; write `services:` and a list of services".into()
-        }
-        Error::SerdeUnknownField { expected, .. } => {
-            format!("no such field; the fields here are {}", expected.join(", ")).into()
-        }
-        Error::Unexpected { expected: "sequence start", .. } => "a list is expected here".into(),
-        Error::Unexpected { expected: "mapping start", .. } => "a map of fields is expected here".into(),
-        Error::Unexpected { expected: "string scalar", .. } => "a single value is expected here".into(),
-        Error::MultipleDocuments { .. } => "a second document begins here; a file holds one".into(),
-        error => UserMessageFormatter.format_message(error).into_owned().into(),
+        Error::SerdeUnknownField { field, expected, .. } => match field.as_str() {
+            "affinity" => "this version of Wharf has no session affinity yet; remove it".to_owned(),
+            "apiVersion" | "kind" => {
+                "this version of Wharf reads no Kubernetes objects yet; write `services:` and a list of services"
+                    .to_owned()
+            }
+            field => format!("`{}` is no field; the fields here are {}", value::shown(field), expected.join(", ")),
+        },
+        Error::Unexpected { expected: "sequence start", .. } => "a list is expected here".to_owned(),
+        Error::Unexpected { expected: "mapping start", .. } => "a map of fields is expected here".to_owned(),
+        Error::Unexpected { expected: "string scalar", .. } => "a single value is expected here".to_owned(),
+        Error::MultipleDocuments { .. } => "a second document begins here; a file holds one".to_owned(),
+        error => value::shown(&UserMessageFormatter.format_message(error)),
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // What is shared by `*name` stands where it is used: that is what a mistake is about.
+        let Spanned { value, referenced, .. } = Spanned::deserialize(deserializer)?;
+        Ok(Self { value, at: referenced.into() })
     }
 }
 

@@ -1,0 +1,357 @@
+//! The `wharf` command as its users meet it: what it prints, where, and with which exit code.
+#![expect(clippy::unwrap_used, reason = "a test fails that way")]
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::SocketAddr,
+    os::unix::{
+        fs::{FileTypeExt as _, PermissionsExt as _},
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use lb_userspace::{
+    admin::{
+        client::{self, ClientError},
+        report::{
+            BackendReport, CounterReport, InterfaceReport, Request, Response, ServiceReport, StatusReport, TableReport,
+        },
+        server::{BindError, Query, Server},
+    },
+    model::{IpFamily, Protocol},
+};
+use tempfile::TempDir;
+use tokio::{runtime::Runtime, sync::mpsc};
+
+const SERVICES: &str = "\
+services:
+  - name: web
+    addresses: [10.96.0.10, 'fd00:96::10']
+    ports: [{ port: 80 }, { port: 443 }]
+    backends: [10.244.1.5, { address: 10.244.2.7, weight: 2 }]
+";
+
+/// Runs `wharf`, which must exit with this code; gives what it printed on standard output and standard error.
+#[track_caller]
+fn wharf<'a>(arguments: impl IntoIterator<Item = &'a str>, code: i32) -> (String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_wharf")).args(arguments).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{stdout}{stderr}");
+    (stdout, stderr)
+}
+
+#[track_caller]
+fn check(content: &str, code: i32) -> (String, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("s.yaml");
+    fs::write(&file, content).unwrap();
+    let (stdout, stderr) = wharf(["check", file.to_str().unwrap()], code);
+    let here = format!("{}/", directory.path().display());
+    (stdout.replace(&here, ""), stderr.replace(&here, ""))
+}
+
+#[test]
+fn check_says_what_a_good_file_has() {
+    let (stdout, stderr) = check(SERVICES, 0);
+    assert_eq!(stdout, "s.yaml: ok: 1 service (2 ports), 2 backends\n");
+    assert_eq!(stderr, "warning: s.yaml:2:5: services[0]: no IPv6 backends: what is sent to fd00:96::10 is dropped\n");
+}
+
+#[test]
+fn check_says_where_a_bad_file_is_wrong() {
+    let (stdout, stderr) = check(&SERVICES.replace("443", "70000").replace("weight: 2", "weight: -1"), 1);
+    assert_eq!(stdout, "");
+    assert_eq!(
+        stderr,
+        "s.yaml:4:35: services[0].ports[1].port: 70000 is not a port (1 to 65535)\n\
+         s.yaml:5:59: services[0].backends[1].weight: -1 is not a weight (0 to 256; 0: no new connections)\n"
+    );
+}
+
+#[test]
+fn a_command_line_that_makes_no_sense_is_64() {
+    for arguments in [["check", "--no-such-flag"], ["status", "--output=xml"], ["no-such-command", ""]] {
+        assert!(wharf(arguments, 64).1.contains("--help"));
+    }
+    wharf([], 64);
+    assert!(wharf(["--help"], 0).0.contains("Usage: wharf"));
+    assert_eq!(wharf(["--version"], 0).0, format!("wharf {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+/// An agent's admin socket that gives the same answers all the time.
+struct Agent {
+    directory: TempDir,
+    runtime: Runtime,
+}
+
+impl Agent {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let agent = Self { directory, runtime: Runtime::new().unwrap() };
+        let server = agent.runtime.block_on(Server::bind(&agent.socket())).unwrap();
+        let (sender, mut queries) = mpsc::channel::<Query>(1);
+        agent.runtime.spawn(server.serve(sender));
+        agent.runtime.spawn(async move {
+            while let Some(Query { request, reply }) = queries.recv().await {
+                reply.send(answer(request)).unwrap();
+            }
+        });
+        agent
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join("run/admin.sock")
+    }
+
+    fn connect(&self) -> UnixStream {
+        let stream = UnixStream::connect(self.socket()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream
+    }
+
+    fn ask(&self, request: Request) -> Result<Response, ClientError> {
+        self.runtime.block_on(client::ask(&self.socket(), request))
+    }
+
+    /// Runs `wharf` as a client of this agent.
+    #[track_caller]
+    fn wharf<const N: usize>(&self, arguments: [&str; N], code: i32) -> (String, String) {
+        wharf(arguments.into_iter().chain(["--admin", self.socket().to_str().unwrap()]), code)
+    }
+}
+
+fn answer(request: Request) -> Response {
+    let socket = |text: &str| text.parse::<SocketAddr>().unwrap();
+    let service = |name: &str, frontends: &[&str]| ServiceReport {
+        name: name.to_owned(),
+        port: "http".to_owned(),
+        protocol: Protocol::Tcp,
+        family: IpFamily::V4,
+        frontends: frontends.iter().map(|text| socket(text)).collect(),
+        algorithm: "maglev".to_owned(),
+        backends: 2,
+        flows: 1234,
+    };
+    let backend = |service: &str, address: &str| BackendReport {
+        service: service.to_owned(),
+        port: "http".to_owned(),
+        protocol: Protocol::Tcp,
+        address: socket(address),
+        weight: 1,
+        flows: 7,
+    };
+    let counter = |action: &str, name: &str, packets| CounterReport {
+        action: action.to_owned(),
+        name: name.to_owned(),
+        packets,
+        bytes: packets * 60,
+    };
+    match request {
+        Request::Status => Response::Status(StatusReport {
+            version: "1.2.3".to_owned(),
+            pid: 42,
+            uptime_seconds: 7_500,
+            interfaces: vec![InterfaceReport {
+                name: "eth0".to_owned(),
+                xdp: "native".to_owned(),
+                source_ipv4: Some([192, 0, 2, 1].into()),
+                source_ipv6: None,
+            }],
+            services_file: "/etc/wharf/services.yaml".into(),
+            applied_seconds_ago: 75,
+            services_error: Some("s.yaml:1:1: x\ns.yaml:2:1: y".to_owned()),
+            tables: vec![TableReport { name: "services".to_owned(), used: 1, size: 1000 }],
+            counters: vec![counter("forward", "nat", 5), counter("drop", "no-backend", 0)],
+        }),
+        Request::Services => {
+            Response::Services(vec![service("web", &["10.0.0.1:80", "10.0.0.2:80"]), service("dns", &["10.0.0.3:53"])])
+        }
+        Request::Backends => Response::Backends(vec![backend("web", "10.1.0.1:8080"), backend("dns", "10.1.0.2:53")]),
+    }
+}
+
+#[test]
+fn status_fits_on_a_screen() {
+    let agent = Agent::start();
+    let (stdout, _) = agent.wharf(["status"], 0);
+    assert_eq!(
+        stdout,
+        "\
+wharf 1.2.3, process 42, running for 2h 5m
+services: /etc/wharf/services.yaml, applied 1m 15s ago
+services error: the file as it is now is not in force
+  s.yaml:1:1: x
+  s.yaml:2:1: y
+
+INTERFACE   XDP      SOURCE ADDRESSES
+eth0        native   192.0.2.1
+
+TABLE      USED   SIZE   FULL
+services   1      1000   1%
+
+ACTION    REASON   PACKETS   BYTES
+forward   nat      5         300
+"
+    );
+    let (stdout, _) = agent.wharf(["status", "-o", "json"], 0);
+    let report: StatusReport = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(Response::Status(report), answer(Request::Status));
+}
+
+#[test]
+fn services_and_backends_are_tables() {
+    let agent = Agent::start();
+    let (stdout, _) = agent.wharf(["services"], 0);
+    assert_eq!(
+        stdout,
+        "\
+NAME   PORT   PROTOCOL   FRONTENDS                 ALGORITHM   BACKENDS   FLOWS
+web    http   TCP        10.0.0.1:80,10.0.0.2:80   maglev      2          1234
+dns    http   TCP        10.0.0.3:53               maglev      2          1234
+"
+    );
+    let (stdout, _) = agent.wharf(["backends", "dns"], 0);
+    assert_eq!(
+        stdout,
+        "\
+SERVICE   PORT   PROTOCOL   ADDRESS       WEIGHT   FLOWS
+dns       http   TCP        10.1.0.2:53   1        7
+"
+    );
+    let (stdout, _) = agent.wharf(["services", "dns", "--output", "json"], 0);
+    let services: Vec<ServiceReport> = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(services.len(), 1);
+    for command in ["services", "backends"] {
+        let (stdout, stderr) = agent.wharf([command, "none"], 2);
+        assert!(stdout.is_empty() && stderr.contains("called none"), "{stderr}");
+    }
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let agent = Agent::start();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_wharf"))
+        .args(["services", "--admin"])
+        .arg(agent.socket())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn without_an_agent_the_error_says_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("admin.sock");
+    let socket = socket.to_str().unwrap();
+    let expected =
+        format!("error: no agent answers on {socket}: is `wharf run` running? --admin names another socket\n");
+    assert_eq!(wharf(["status", "--admin", socket], 1).1, expected);
+    // The same when one was there and was killed.
+    drop(UnixListener::bind(socket).unwrap());
+    assert_eq!(wharf(["status", "--admin", socket], 1).1, expected);
+}
+
+#[test]
+fn the_socket_is_its_owners_only() {
+    let agent = Agent::start();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&agent.socket()), 0o600);
+    assert_eq!(mode(agent.socket().parent().unwrap()), 0o700);
+    let socket = agent.socket();
+    let Agent { directory, runtime } = agent;
+    drop(runtime);
+    assert!(!socket.exists(), "a stopped agent leaves no socket");
+    drop(directory);
+}
+
+#[tokio::test]
+async fn the_place_of_the_socket_is_taken_with_care() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = directory.path().join("admin.sock");
+
+    drop(UnixListener::bind(&path).unwrap());
+    let server = Server::bind(&path).await.expect("a stale socket is replaced");
+    assert_eq!(fs::metadata(directory.path()).unwrap().permissions().mode() & 0o777, 0o755);
+
+    let error = Server::bind(&path).await.expect_err("another agent has it");
+    assert!(matches!(&error, BindError::InUse(_)), "{error}");
+    assert!(fs::metadata(&path).unwrap().file_type().is_socket());
+    drop(server);
+
+    fs::write(&path, "precious").unwrap();
+    let error = Server::bind(&path).await.expect_err("a file is there");
+    assert!(matches!(&error, BindError::NotASocket(_)), "{error}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+}
+
+#[test]
+fn hostile_clients_hurt_nobody() {
+    let agent = Agent::start();
+    let reply = |stream: UnixStream| {
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).map(|_| line)
+    };
+    for (request, expected) in [
+        (&b"what?\n"[..], "not a request: expected value"),
+        (b"\"uptime\"\n", "unknown variant `uptime`, expected one of `status`, `services`, `backends`"),
+        (b"\xff\xfe\n", "not a request"),
+        (b"\n", "not a request"),
+        (&[b'['; 1025], "not a request: max line length exceeded"),
+    ] {
+        let mut stream = agent.connect();
+        stream.write_all(request).unwrap();
+        let line = reply(stream).unwrap();
+        assert!(line.starts_with("{\"error\":") && line.contains(expected), "{line}");
+    }
+
+    // A mebibyte without a line break is not kept: the connection closes while it is being sent.
+    let mut stream = agent.connect();
+    let sent = (0..1024).try_for_each(|_| stream.write_all(&[b'x'; 1024]));
+    assert!(sent.is_err());
+
+    // Half a line, and gone.
+    agent.connect().write_all(b"\"sta").unwrap();
+
+    // As many as are let in, saying nothing; then one that goes away makes room for one that asks.
+    let mut silent: Vec<_> = (0..16).map(|_| agent.connect()).collect();
+    thread::sleep(Duration::from_millis(100));
+    silent.pop();
+    assert_eq!(agent.ask(Request::Services).unwrap(), answer(Request::Services));
+
+    // Two questions on one connection have two answers.
+    drop(silent);
+    let mut stream = agent.connect();
+    stream.write_all(b"\"status\"\n\"backends\"\n").unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answers = String::new();
+    stream.read_to_string(&mut answers).unwrap();
+    let answers: Vec<Response> = answers.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(answers, [answer(Request::Status), answer(Request::Backends)]);
+}
+
+#[test]
+fn large_answers_arrive_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("admin.sock");
+    let runtime = Runtime::new().unwrap();
+    let Response::Services(one) = answer(Request::Services) else { unreachable!() };
+    let many = Response::Services(one.iter().cycle().take(100_000).cloned().collect());
+    let server = runtime.block_on(Server::bind(&socket)).unwrap();
+    let (sender, mut queries) = mpsc::channel::<Query>(1);
+    runtime.spawn(server.serve(sender));
+    let reply = many.clone();
+    runtime.spawn(async move { queries.recv().await.unwrap().reply.send(reply).unwrap() });
+    assert_eq!(runtime.block_on(client::ask(&socket, Request::Services)).unwrap(), many);
+    // The agent's loop has ended.
+    let error = runtime.block_on(client::ask(&socket, Request::Services)).unwrap_err();
+    assert_eq!(error.to_string(), "the agent says: the agent is stopping");
+}

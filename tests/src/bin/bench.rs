@@ -1,0 +1,302 @@
+//! `cargo xtask bench`: what a packet costs, in nanoseconds of the real program, net of the packet generator.
+//!
+//! The generator (an XDP program, too) lays each packet down and tail-calls the program under test, so that packets of
+//! as many flows as wanted go through it in one `BPF_PROG_TEST_RUN`. What the generator costs by itself is measured in
+//! the same round with a program that does nothing, and taken off.
+
+use std::{fmt::Write as _, path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, Result};
+use aya::{
+    Ebpf, TestRunOptions,
+    maps::{Array, MapData, ProgramArray},
+    programs::{TestRun as _, Xdp},
+};
+use clap::Parser;
+use comfy_table::{CellAlignment, Table, presets};
+use lb_common::generator::{LENGTH, Traffic};
+use lb_userspace::dataplane::Sizes;
+use serde::Serialize;
+use tests::{
+    datapath::{Datapath, with_datapath},
+    packet::Packet,
+};
+
+static GENERATOR: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/wharf-generator"));
+
+/// How often each figure is measured; the median counts, so that a neighbour's burst does not.
+const ROUNDS: usize = 5;
+/// Packets a round: enough for a second's hundredth even of the cheapest.
+const PACKETS: u32 = 1 << 20;
+/// Backends of each service: enough for a million flows to find a source port each.
+const BACKENDS: u32 = 250;
+
+/// Measures what a packet costs
+#[derive(Parser)]
+struct Args {
+    /// Write the figures to this file, too, as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Leave out the runs with a million flows and with 100,000 services
+    #[arg(long)]
+    quick: bool,
+}
+
+/// The figures.
+#[derive(Serialize)]
+struct Report {
+    /// What the verifier says of the program.
+    verified_instructions: Option<u32>,
+    /// Net ns a packet.
+    rows: Vec<Row>,
+}
+
+/// One line of the table.
+#[derive(Clone, Serialize)]
+struct Row {
+    family: &'static str,
+    protocol: &'static str,
+    services: u32,
+    flows: u32,
+    /// A packet of a known flow.
+    established_ns: f64,
+    /// A packet that opens a flow; none for one flow, which can't be opened twice.
+    open_ns: Option<f64>,
+    /// What the generator costs by itself.
+    generator_ns: f64,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Tcp,
+    Udp,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let mut report = Report { verified_instructions: None, rows: Vec::new() };
+    let mut cases = Vec::new();
+    for is_v6 in [false, true] {
+        for kind in [Kind::Tcp, Kind::Udp] {
+            let flows = [1, 1 << 10, 1 << 16, 1 << 20];
+            cases.extend(flows.into_iter().map(|flows| (is_v6, kind, 1, flows)));
+        }
+        cases.extend([1, 1_000, 100_000].map(|services| (is_v6, Kind::Tcp, services, 1 << 17)));
+    }
+    if args.quick {
+        cases.retain(|&(_, _, services, flows)| services < 100_000 && flows < 1 << 20);
+    }
+    let total = cases.len();
+    for (number, (is_v6, kind, services, flows)) in cases.into_iter().enumerate() {
+        eprint!("\r\x1b[K{} of {total}: {flows} flows, {services} services", number + 1);
+        let sizes = Sizes { services: 2 * services.max(8), flows: (flows + flows / 4).max(1 << 12), ..Sizes::DEFAULT };
+        let (row, instructions) = with_datapath(sizes, |datapath| measure(datapath, is_v6, kind, services, flows))?;
+        report.verified_instructions = instructions;
+        report.rows.push(row);
+    }
+    eprint!("\r\x1b[K");
+    println!("{}", text(&report));
+    if let Some(path) = &args.json {
+        std::fs::write(path, serde_json::to_string_pretty(&report)?).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
+fn measure(datapath: &mut Datapath, is_v6: bool, kind: Kind, services: u32, flows: u32) -> Result<(Row, Option<u32>)> {
+    datapath.apply(&services_file(is_v6, services));
+    let mut generator = Generator::load(datapath)?;
+    let opening = traffic(is_v6, kind, true, services, flows);
+    let steady = traffic(is_v6, kind, false, services, flows);
+
+    generator.aim(Target::Nothing, datapath)?;
+    let idle = generator.send(&steady, PACKETS)?;
+    generator.aim(Target::Wharf, datapath)?;
+    let opened = datapath.count("tx");
+    let open = generator.send(&opening, flows)?;
+    anyhow::ensure!(
+        datapath.count("tx") - opened == u64::from(flows),
+        "not every flow was opened: {:?}",
+        datapath.tables.dataplane().counters()
+    );
+    // The second packet of a connection changes its state; from the third on nothing is written.
+    generator.send(&steady, flows)?;
+
+    let mut figures = Vec::new();
+    for _ in 0..ROUNDS {
+        generator.aim(Target::Nothing, datapath)?;
+        let generator_ns = generator.send(&steady, PACKETS)?;
+        generator.aim(Target::Wharf, datapath)?;
+        figures.push((generator.send(&steady, PACKETS)? - generator_ns, generator_ns));
+    }
+    figures.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (established_ns, generator_ns) = *figures.get(ROUNDS / 2).context("there are rounds")?;
+    let row = Row {
+        family: if is_v6 { "IPv6" } else { "IPv4" },
+        protocol: match kind {
+            Kind::Tcp => "TCP",
+            Kind::Udp => "UDP",
+        },
+        services,
+        flows,
+        established_ns,
+        open_ns: (flows > 1).then_some(open - idle),
+        generator_ns,
+    };
+    let instructions = datapath.tables.dataplane_mut().verified_instructions()?;
+    Ok((row, instructions))
+}
+
+/// What the generator calls.
+enum Target {
+    Wharf,
+    Nothing,
+}
+
+/// The loaded generator.
+struct Generator {
+    object: Ebpf,
+    traffic: Array<MapData, Traffic>,
+    under_test: ProgramArray<MapData>,
+    ingress: u32,
+}
+
+impl Generator {
+    fn load(datapath: &Datapath) -> Result<Self> {
+        let mut object = Ebpf::load(GENERATOR)?;
+        for name in ["generate", "nothing"] {
+            program(&mut object, name)?.load()?;
+        }
+        let traffic = Array::try_from(object.take_map("TRAFFIC").context("the object has no map TRAFFIC")?)?;
+        let under_test =
+            ProgramArray::try_from(object.take_map("UNDER_TEST").context("the object has no map UNDER_TEST")?)?;
+        Ok(Self { object, traffic, under_test, ingress: datapath.up() })
+    }
+
+    fn aim(&mut self, target: Target, datapath: &mut Datapath) -> Result<()> {
+        let fd = match target {
+            Target::Wharf => datapath.tables.dataplane_mut().program()?.fd()?,
+            Target::Nothing => program(&mut self.object, "nothing")?.fd()?,
+        };
+        Ok(self.under_test.set(0, fd, 0)?)
+    }
+
+    /// Sends so many packets; gives ns a packet, the generator's own time included.
+    fn send(&mut self, traffic: &Traffic, packets: u32) -> Result<f64> {
+        self.traffic.set(0, traffic, 0)?;
+        let context: Vec<u8> =
+            [0, LENGTH as u32, 0, self.ingress, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect();
+        let mut total = Duration::ZERO;
+        let result = program(&mut self.object, "generate")?.test_run(TestRunOptions {
+            data_in: Some(&[0; LENGTH]),
+            ctx_in: Some(&context),
+            repeat: packets,
+            ..TestRunOptions::new()
+        })?;
+        total += result.duration;
+        Ok(total.as_nanos() as f64)
+    }
+}
+
+fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    Ok(object.program_mut(name).with_context(|| format!("the object has no program {name}"))?.try_into()?)
+}
+
+/// Services that stand one after another from 10.128.0.0 or fd00:5::, with backends behind the router.
+fn services_file(is_v6: bool, services: u32) -> String {
+    let backends = |first: &str| {
+        (0..BACKENDS)
+            .map(|i| format!("\"{first}{}\"", if is_v6 { format!("{i:x}") } else { i.to_string() }))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let mut text = String::from("services:\n");
+    for service in 0..services {
+        let [a, b, c, d] = (0x0A80_0000 + service).to_be_bytes();
+        let address = if is_v6 {
+            format!("fd00:5::{:x}:{:x}", service >> 16, service & 0xFFFF)
+        } else {
+            format!("{a}.{b}.{c}.{d}")
+        };
+        let first = if is_v6 { "fd00:b::" } else { "10.2.0." };
+        // Many services share few backends each, or the file would be larger than it is worth.
+        let list = if services > 1 {
+            let host = service % BACKENDS;
+            if is_v6 { format!("\"{first}{host:x}\"") } else { format!("{first}{host}") }
+        } else {
+            backends(first)
+        };
+        let _ = writeln!(
+            text,
+            "  - name: s{service}\n    addresses: [\"{address}\"]\n    ports: [{{ port: 80, protocol: TCP }}, {{ port: 80, protocol: UDP }}]\n    backends: [{list}]"
+        );
+    }
+    text
+}
+
+fn traffic(is_v6: bool, kind: Kind, opens: bool, services: u32, flows: u32) -> Traffic {
+    let packet = if is_v6 { Packet::v6("fd00:c::", "fd00:5::") } else { Packet::v4("172.16.0.0", "10.128.0.0") };
+    let network = 14;
+    let header = if is_v6 { 40 } else { 20 };
+    let packet = match (kind, opens) {
+        (Kind::Tcp, true) => packet.tcp(1024, 80).syn(),
+        (Kind::Tcp, false) => packet.tcp(1024, 80).ack(),
+        (Kind::Udp, _) => packet.udp(1024, 80),
+    };
+    let transport = match kind {
+        Kind::Tcp => 20,
+        Kind::Udp => 8,
+    };
+    let bytes = packet.payload(&vec![0x55; LENGTH - network - header - transport]).bytes();
+    let mut words = [0; LENGTH / 8];
+    for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+        *word = u64::from_ne_bytes(chunk.try_into().expect("chunks of eight"));
+    }
+    let (source_end, destination_end) = if is_v6 { (24, 40) } else { (16, 20) };
+    Traffic {
+        packet: words,
+        next: 0,
+        flow_mask: flows - 1,
+        client_offset: (network + source_end - 4) as u16,
+        port_offset: (network + header) as u16,
+        service_offset: (network + destination_end - 4) as u16,
+        _pad: 0,
+        client: if is_v6 { 0 } else { 0xAC10_0000 },
+        service: if is_v6 { 0 } else { 0x0A80_0000 },
+        services,
+    }
+}
+
+fn text(report: &Report) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["FAMILY", "PROTOCOL", "SERVICES", "FLOWS", "ESTABLISHED ns", "OPEN ns", "(GENERATOR ns)"]);
+    for row in &report.rows {
+        table.add_row([
+            row.family.to_owned(),
+            row.protocol.to_owned(),
+            row.services.to_string(),
+            row.flows.to_string(),
+            format!("{:.0}", row.established_ns),
+            row.open_ns.map_or("-".to_owned(), |ns| format!("{ns:.0}")),
+            format!("{:.0}", row.generator_ns),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let instructions = report.verified_instructions.map_or("unknown".to_owned(), |count| count.to_string());
+    format!(
+        "XDP, net ns a packet (median of {ROUNDS} rounds of {PACKETS} packets), next hop resolved:\n\n{table}\n\n\
+         instructions that the verifier went through: wharf_xdp {instructions}"
+    )
+}

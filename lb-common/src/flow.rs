@@ -152,7 +152,7 @@ fn mix_address<A: Address>(address: A, seed: u64) -> u64 {
     if size_of::<A>() > 8 { mix(first ^ b) } else { first }
 }
 
-/// The finalizer of MurmurHash3 (public domain, Austin Appleby), after an odd increment so that zero is not a fixed point.
+/// The finalizer of `MurmurHash3` (public domain, Austin Appleby), after an odd increment so that zero is not a fixed point.
 #[inline(always)]
 const fn mix(value: u64) -> u64 {
     let mut hash = value.wrapping_add(0x9E37_79B9_7F4A_7C15);

@@ -2,9 +2,10 @@
 
 use std::{
     env,
-    fs::{self, File},
+    fs,
     path::PathBuf,
-    process::{Child, Command, Output},
+    process::{Child, Command, ExitStatus, Output},
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -14,35 +15,27 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 use crate::{poll, topology::Lab};
 
 /// How long the agent may take to start, to take up an edit, or to stop.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A running agent; killed when this is dropped. To be held by the thread that started it (see [`crate::netns::NetNs::command`]).
+/// An agent; killed when this is dropped. To be held by the thread that started it (see [`crate::netns::NetNs::command`]).
 #[derive(Debug)]
 pub struct Agent {
     process: Child,
-    /// The services file, the admin socket and the log.
-    directory: TempDir,
+    log: NamedTempFile,
+    /// Where the services file is, and the admin socket.
+    directory: Arc<TempDir>,
 }
 
 impl Agent {
     /// Runs `wharf` on all interfaces of the balancer, and waits until the services are in force.
     #[track_caller]
     pub fn start(lab: &Lab, services: &str, arguments: &[&str]) -> Self {
-        let directory = tempfile::tempdir().expect("there is room for temporary files");
-        let path = |name| directory.path().join(name);
-        fs::write(path("services.yaml"), services).expect("the directory is ours");
-        let log = File::create(path("log")).expect("the directory is ours");
-        let mut command = lab.lb().namespace().command(binary());
-        command.arg("run").arg("--services").arg(path("services.yaml")).arg("--admin").arg(path("admin.sock"));
-        command.args(lab.lb().interfaces().flat_map(|interface| ["--interface", interface])).args(arguments);
-        command.stdout(log.try_clone().expect("there are descriptors left")).stderr(log);
-        let process = command.spawn().expect("`binary` looked that it is there");
-        let mut agent = Self { process, directory };
+        let mut agent = Self::launch(lab, services, arguments);
         let ready = poll(PATIENCE, || {
             let ended = agent.process.try_wait().expect("it is our child").is_some();
             (ended || agent.age().is_some()).then_some(!ended)
@@ -51,26 +44,62 @@ impl Agent {
         agent
     }
 
+    /// Runs `wharf` on all interfaces of the balancer, and waits for nothing.
+    #[track_caller]
+    pub fn launch(lab: &Lab, services: &str, arguments: &[&str]) -> Self {
+        let directory = tempfile::tempdir().expect("there is room for temporary files");
+        fs::write(directory.path().join("services.yaml"), services).expect("the directory is ours");
+        Self::launch_in(Arc::new(directory), lab, arguments)
+    }
+
+    /// Runs `wharf` once more, with the services file and the admin socket of this agent.
+    #[track_caller]
+    pub fn launch_another(&self, lab: &Lab, arguments: &[&str]) -> Self {
+        Self::launch_in(Arc::clone(&self.directory), lab, arguments)
+    }
+
+    fn launch_in(directory: Arc<TempDir>, lab: &Lab, arguments: &[&str]) -> Self {
+        let log = NamedTempFile::new_in(directory.path()).expect("the directory is ours");
+        let path = |name| directory.path().join(name);
+        let mut command = lab.lb().namespace().command(binary());
+        command.arg("run").arg("--services").arg(path("services.yaml")).arg("--admin").arg(path("admin.sock"));
+        command.args(lab.lb().interfaces().flat_map(|interface| ["--interface", interface])).args(arguments);
+        let output = log.reopen().and_then(|file| Ok((file.try_clone()?, file))).expect("there are descriptors left");
+        let process = command.stdout(output.0).stderr(output.1).spawn().expect("`binary` looked that it is there");
+        Self { process, log, directory }
+    }
+
     /// Replaces the services file, as an editor or a configuration tool does it.
     pub fn edit(&self, services: &str) {
-        let new = self.path("services.yaml.new");
+        let new = self.directory.path().join("services.yaml.new");
         fs::write(&new, services).expect("the directory is ours");
-        fs::rename(&new, self.path("services.yaml")).expect("the directory is ours");
+        fs::rename(&new, self.services_file()).expect("the directory is ours");
     }
 
     /// Writes over the services file, so that for a moment it is half written.
     pub fn edit_in_place(&self, services: &str) {
-        fs::write(self.path("services.yaml"), services).expect("the directory is ours");
+        fs::write(self.services_file(), services).expect("the directory is ours");
+    }
+
+    /// Removes the services file.
+    pub fn remove_services(&self) {
+        fs::remove_file(self.services_file()).expect("nobody else removes it");
     }
 
     /// Replaces the services file and waits until it is in force.
     #[track_caller]
     pub fn apply(&self, services: &str) {
+        self.wait_until_applied(|| self.edit(services));
+    }
+
+    /// Does something that makes the agent apply the services file, and waits until it has.
+    #[track_caller]
+    pub fn wait_until_applied(&self, cause: impl FnOnce()) {
         // The age of what is in force is told in whole seconds: once it is past zero, a smaller one is news.
         let before = poll(PATIENCE, || self.age().filter(|age| *age > 0)).expect("time passes");
-        self.edit(services);
+        cause();
         let applied = poll(PATIENCE, || self.age().filter(|age| *age < before));
-        assert!(applied.is_some(), "the agent does not take up the edit");
+        assert!(applied.is_some(), "the agent does not take up the services file");
     }
 
     /// What `wharf status -o json` says.
@@ -87,35 +116,60 @@ impl Agent {
         serde_json::from_slice(&output.stdout).expect("it says that this is JSON")
     }
 
+    /// How many packets met this fate.
+    #[track_caller]
+    pub fn count(&self, reason: &str) -> u64 {
+        let status = self.status();
+        let counter = status["counters"].as_array().into_iter().flatten().find(|counter| counter["name"] == reason);
+        counter.and_then(|counter| counter["packets"].as_u64()).unwrap_or_else(|| panic!("no counter {reason}"))
+    }
+
     /// Runs the command line tool against this agent.
     pub fn cli(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(binary());
-        command.args(arguments).arg("--admin").arg(self.path("admin.sock"));
+        command.args(arguments).arg("--admin").arg(self.admin_socket());
         command.output().expect("`binary` looked that it is there")
     }
 
     /// What the agent has written to its standard output and error.
     pub fn log(&self) -> String {
-        fs::read_to_string(self.path("log")).expect("`start` made it")
+        fs::read_to_string(self.log.path()).expect("it goes with `self`")
+    }
+
+    /// The services file that it follows.
+    pub fn services_file(&self) -> PathBuf {
+        self.directory.path().join("services.yaml")
+    }
+
+    /// Where the command line tool reaches it.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.directory.path().join("admin.sock")
+    }
+
+    /// Sends a signal to the agent.
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.process.id()).expect("a process id is a positive i32");
+        signal::kill(Pid::from_raw(pid), signal).expect("it has not been waited for");
+    }
+
+    /// Waits until the agent has ended.
+    #[track_caller]
+    pub fn wait(&mut self) -> ExitStatus {
+        poll(PATIENCE, || self.process.try_wait().expect("it is our child")).expect("the agent does not end")
     }
 
     /// Asks the agent to end, and expects that it does so with success.
     #[track_caller]
     pub fn stop(mut self) {
-        let pid = i32::try_from(self.process.id()).expect("a process id is a positive i32");
-        signal::kill(Pid::from_raw(pid), Signal::SIGTERM).expect("it has not been waited for");
-        let status = poll(PATIENCE, || self.process.try_wait().expect("it is our child"));
-        assert!(status.is_some_and(|status| status.success()), "the agent ended with {status:?}");
+        self.signal(Signal::SIGTERM);
+        let status = self.wait();
+        assert!(status.success(), "the agent ended with {status}");
     }
 
     /// How many seconds the services have been in force; `None` if none are, or the agent does not answer.
     fn age(&self) -> Option<u64> {
         let output = self.cli(&["status", "-o", "json"]);
         serde_json::from_slice::<Value>(&output.stdout).ok()?.get("appliedSecondsAgo")?.as_u64()
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
     }
 }
 

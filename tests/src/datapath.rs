@@ -6,18 +6,20 @@
 //!     clients, by the router 10.0.0.2 ── up0 │ wharf │ down0 ── backends 10.0.1.10 … 10.0.1.29
 //! ```
 //! What goes back to where it came from leaves by XDP_TX, what goes on to a backend is redirected. Backends of 10.2.0.0/16 and
-//! fd00:b::/64 are behind the router, too: they are reached by XDP_TX.
+//! fd00:b::/64 are behind the router, too: they are reached by XDP_TX. Nothing is known of 10.0.1.99 and fd00:1::99, and
+//! to 203.0.113.0/24 and 2001:db8:dead::/48 there is no route.
 
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::RangeInclusive,
     path::Path,
 };
 
 use lb_userspace::{
     dataplane::{
         Sizes,
-        kernel::{Addresses, Kernel, TestRun},
+        kernel::{Addresses, Kernel, Runner, TestRun},
         tables::Tables,
     },
     source::file,
@@ -41,6 +43,9 @@ pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 pub struct Datapath {
     /// The tables.
     pub tables: Tables<Kernel>,
+    runner: Runner,
+    sizes: Sizes,
+    snat_ports: RangeInclusive<u16>,
     up: u32,
     down: u32,
 }
@@ -55,19 +60,20 @@ pub fn with_datapath<T: Send>(sizes: Sizes, work: impl FnOnce(&mut Datapath) -> 
     let namespace = NetNs::new("datapath");
     namespace.run(|| {
         lay_network(&namespace);
-        let mut datapath = Datapath::load(sizes);
+        let mut datapath = Datapath::load(sizes, 1024..=65535);
         work(&mut datapath)
     })
 }
 
 impl Datapath {
-    fn load(sizes: Sizes) -> Self {
+    fn load(sizes: Sizes, snat_ports: RangeInclusive<u16>) -> Self {
         let index = |name: &str| nix::net::if_::if_nametoindex(name).expect("the interface was just made");
         let (up, down) = (index("up0"), index("down0"));
-        let mut kernel = Kernel::load(&sizes, &(1024..=65535)).expect("the programs load");
+        let mut kernel = Kernel::load(&sizes, &snat_ports).expect("the programs load");
         let addresses = |(v4, v6)| Addresses { v4: Some(v4), v6: Some(v6) };
         kernel.set_addresses(&BTreeMap::from([(up, addresses(UP)), (down, addresses(DOWN))])).expect("addresses fit");
-        Self { tables: Tables::new(kernel, sizes), up, down }
+        let runner = kernel.runner().expect("the program is loaded");
+        Self { tables: Tables::new(kernel, sizes), runner, sizes, snat_ports, up, down }
     }
 
     /// Serves what this services file says.
@@ -79,18 +85,40 @@ impl Datapath {
 
     /// Runs a packet that comes from the clients' side.
     pub fn from_clients(&mut self, packet: &[u8]) -> TestRun {
-        self.tables.dataplane_mut().test_run(packet, self.up).expect("the program runs")
+        self.runner.run(packet, self.up).expect("the program runs")
     }
 
     /// Runs a packet that comes from the backends' side.
     pub fn from_backends(&mut self, packet: &[u8]) -> TestRun {
-        self.tables.dataplane_mut().test_run(packet, self.down).expect("the program runs")
+        self.runner.run(packet, self.down).expect("the program runs")
+    }
+
+    /// How many packets met each fate.
+    pub fn counts(&self) -> BTreeMap<&'static str, u64> {
+        let counters = self.tables.dataplane().counters().expect("counters can be read");
+        counters.into_iter().map(|count| (count.counter.name, count.packets)).collect()
     }
 
     /// How many packets met this fate.
     pub fn count(&self, reason: &str) -> u64 {
-        let counters = self.tables.dataplane().counters().expect("counters can be read");
-        counters.iter().find(|count| count.counter.name == reason).expect("there is such a reason").packets
+        *self.counts().get(reason).expect("there is such a reason")
+    }
+
+    /// Runs `work` with programs of the same sizes that were loaded anew, in the same namespace.
+    pub fn afresh<T>(&self, services: &str, work: impl FnOnce(&mut Self) -> T) -> T {
+        self.with_snat_ports(self.snat_ports.clone(), services, work)
+    }
+
+    /// The same, with another SNAT range.
+    pub fn with_snat_ports<T>(
+        &self,
+        snat_ports: RangeInclusive<u16>,
+        services: &str,
+        work: impl FnOnce(&mut Self) -> T,
+    ) -> T {
+        let mut fresh = Self::load(self.sizes, snat_ports);
+        fresh.apply(services);
+        work(&mut fresh)
     }
 
     /// Flows opened to each backend of all services.
@@ -121,6 +149,8 @@ fn lay_network(namespace: &NetNs) {
          neigh add 10.0.0.2 lladdr {router} dev up0 nud permanent
          neigh add fd00::2 lladdr {router} dev up0 nud permanent
          route add default via 10.0.0.2
+         route add unreachable 203.0.113.0/24
+         route add unreachable 2001:db8:dead::/48
          route add default via fd00::2\n",
         mac(UP_MAC),
         mac(DOWN_MAC),

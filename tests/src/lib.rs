@@ -26,7 +26,7 @@ use std::{
 };
 
 /// Asks again until there is an answer; `None` after `limit`.
-pub(crate) fn poll<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+pub fn poll<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + limit;
     loop {
         let answer = ask();

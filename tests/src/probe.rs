@@ -5,10 +5,15 @@ use std::{
     fmt,
     io::{self, BufRead as _, BufReader, Write as _},
     iter::Sum,
-    net::{SocketAddr, TcpStream, ToSocketAddrs, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket},
+    os::fd::AsRawFd as _,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::Duration,
+};
+
+use nix::sys::socket::{
+    self, AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, setsockopt, sockopt::ReuseAddr,
 };
 
 use crate::{servers::WHOAMI, topology::Host};
@@ -45,10 +50,28 @@ impl Host {
         self.namespace().run(|| Connection::open(to))
     }
 
+    /// The same from this address and port.
+    pub fn tcp_from(&self, from: impl ToSocketAddrs, to: impl ToSocketAddrs) -> io::Result<Connection> {
+        let (from, to) = (address(from), address(to));
+        self.namespace().run(|| Connection::open_from(from, to))
+    }
+
     /// A UDP socket to `to`, with a source port that this host has not used yet.
     pub fn udp(&self, to: impl ToSocketAddrs) -> io::Result<Datagrams> {
-        let (to, port) = (address(to), self.next_port());
-        self.namespace().run(|| Datagrams::open(to, port))
+        let to = address(to);
+        self.udp_from(self.next_address(to), to)
+    }
+
+    /// The same with this address and port.
+    pub fn udp_from(&self, from: impl ToSocketAddrs, to: impl ToSocketAddrs) -> io::Result<Datagrams> {
+        let (from, to) = (address(from), address(to));
+        self.namespace().run(|| Datagrams::open(from, to))
+    }
+
+    /// Sends an ICMP echo request, and waits for the reply.
+    pub fn ping(&self, to: IpAddr) -> io::Result<()> {
+        self.namespace().sysctl("ipv4/ping_group_range", "0 0");
+        self.namespace().run(|| ping(to))
     }
 
     /// Opens and closes `count` connections, `concurrency` at a time.
@@ -60,7 +83,7 @@ impl Host {
     /// Asks once from each of `count` source ports, `concurrency` at a time.
     pub fn ask_many(&self, to: impl ToSocketAddrs, count: usize, concurrency: usize) -> Tally {
         let to = address(to);
-        self.many(count, concurrency, || Datagrams::open(to, self.next_port())?.ask("who?"))
+        self.many(count, concurrency, || Datagrams::open(self.next_address(to), to)?.ask("who?"))
     }
 
     fn many(&self, count: usize, concurrency: usize, probe: impl Fn() -> io::Result<String> + Sync) -> Tally {
@@ -80,17 +103,34 @@ impl Host {
         })
     }
 
-    /// A source port below those that the kernel hands out; they come round again after 20,000.
+    /// Any address of ours, and a port below those that the kernel hands out; they come round again after 20,000.
     /// The kernel picks at random, and a port picked twice would be the same flow and not a new one.
-    fn next_port(&self) -> u16 {
-        10_000 + self.port.fetch_add(1, Ordering::Relaxed) % 20_000
+    fn next_address(&self, to: SocketAddr) -> SocketAddr {
+        let any = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        SocketAddr::new(any, 10_000 + self.port.fetch_add(1, Ordering::Relaxed) % 20_000)
     }
 }
 
 impl Connection {
     /// To be called in the client's namespace.
     pub(crate) fn open(to: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&to, TIMEOUT)?;
+        Self::over(TcpStream::connect_timeout(&to, TIMEOUT)?)
+    }
+
+    fn open_from(from: SocketAddr, to: SocketAddr) -> io::Result<Self> {
+        let family = if from.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let socket = socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        // An earlier connection from that port may not be forgotten yet.
+        setsockopt(&socket, ReuseAddr, &true)?;
+        socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(from))?;
+        let stream = TcpStream::from(socket);
+        // It bounds how long connecting takes, too.
+        stream.set_write_timeout(Some(TIMEOUT))?;
+        socket::connect(stream.as_raw_fd(), &SockaddrStorage::from(to))?;
+        Self::over(stream)
+    }
+
+    fn over(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_write_timeout(Some(TIMEOUT))?;
@@ -140,9 +180,8 @@ impl Connection {
 
 impl Datagrams {
     /// To be called in the client's namespace.
-    pub(crate) fn open(to: SocketAddr, port: u16) -> io::Result<Self> {
-        let unspecified = if to.is_ipv4() { "0.0.0.0" } else { "::" };
-        let socket = UdpSocket::bind((unspecified, port))?;
+    pub(crate) fn open(from: SocketAddr, to: SocketAddr) -> io::Result<Self> {
+        let socket = UdpSocket::bind(from)?;
         socket.connect(to)?;
         socket.set_read_timeout(Some(TIMEOUT))?;
         Ok(Self { socket })
@@ -151,6 +190,11 @@ impl Datagrams {
     /// The client's address and port.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
+    }
+
+    /// Sends one datagram, and waits for no answer.
+    pub fn tell(&self, text: &str) -> io::Result<()> {
+        self.socket.send(text.as_bytes()).map(drop)
     }
 
     /// Sends one datagram; the name of the backend that answered. Nothing is sent twice: a lost packet is an error.
@@ -244,6 +288,20 @@ pub fn assert_weighted_spread(tally: &Tally, weights: &[(&str, u32)]) {
         let off = (answers - total * share).abs();
         assert!(off <= 5.0 * deviation, "{backend} should have about {:.0} of {total}: {tally}", total * share);
     }
+}
+
+/// By a socket of the kind that ping(8) uses: the kernel fills in identifier and checksum, and sorts out the replies.
+fn ping(to: IpAddr) -> io::Result<()> {
+    let (family, protocol, request) = match to {
+        IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp, 8),
+        IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6, 128),
+    };
+    let socket = UdpSocket::from(socket::socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)?);
+    socket.connect((to, 0))?;
+    socket.set_read_timeout(Some(TIMEOUT))?;
+    // Type, code, checksum, identifier, sequence number.
+    socket.send(&[request, 0, 0, 0, 0, 0, 0, 1])?;
+    socket.recv(&mut [0; 8]).map(drop).map_err(explain)
 }
 
 /// The one address that is meant; names are not looked up in a lab.

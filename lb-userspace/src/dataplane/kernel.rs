@@ -15,6 +15,7 @@ use aya::{
         links::{FdLink, Link as _},
     },
 };
+use aya_obj::programs::XdpAttachType;
 use lb_common::{
     abi::{Backend, Counter, InterfaceAddresses, Service, ServiceKey, Slot},
     net::{Address, Ipv4Be, Ipv6Be, Port},
@@ -66,9 +67,11 @@ pub struct TestRun {
     pub action: u32,
     /// The packet afterwards.
     pub packet: Vec<u8>,
-    /// How long one run took on average, in ns.
-    pub nanoseconds: u64,
 }
+
+/// Runs the loaded program on single packets (`BPF_PROG_TEST_RUN`).
+#[derive(Debug)]
+pub struct Runner(Xdp);
 
 /// The kernel's side of Wharf. When it is dropped, the programs are detached and the maps are gone.
 pub struct Kernel {
@@ -195,23 +198,11 @@ impl Kernel {
             .collect()
     }
 
-    /// Runs the loaded program on a packet, as if it came in by an interface of this namespace
-    /// (`BPF_PROG_TEST_RUN`). Flows and counters change as they would; nothing is sent.
-    pub fn test_run(&mut self, packet: &[u8], ingress: u32) -> Result<TestRun, DataplaneError> {
-        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-        let length = u32::try_from(packet.len()).unwrap_or(u32::MAX);
-        let context: Vec<u8> = [0, length, 0, ingress, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect();
-        let mut out = vec![0; packet.len() + 256];
-        let options = TestRunOptions {
-            data_in: Some(packet),
-            data_out: Some(&mut out),
-            ctx_in: Some(&context),
-            ..TestRunOptions::new()
-        };
-        let result = xdp(&mut self.object)?.test_run(options).map_err(program_error)?;
-        out.truncate(result.data_size_out as usize);
-        let nanoseconds = u64::try_from(result.duration.as_nanos()).unwrap_or(u64::MAX);
-        Ok(TestRun { action: result.return_value, packet: out, nanoseconds })
+    /// The loaded program, to be run on packets, also from another thread while the tables change.
+    pub fn runner(&mut self) -> Result<Runner, DataplaneError> {
+        let info = xdp(&mut self.object)?.info().map_err(program_error)?;
+        let program = Xdp::from_program_info(info, PROGRAM.into(), XdpAttachType::Interface);
+        program.map(Runner).map_err(program_error)
     }
 
     /// How many instructions the verifier went through for the program; `None` on kernels that don't say.
@@ -222,6 +213,26 @@ impl Kernel {
     /// The loaded XDP program, for the bench to call.
     pub fn program(&mut self) -> Result<&mut Xdp, DataplaneError> {
         xdp(&mut self.object)
+    }
+}
+
+impl Runner {
+    /// Runs the program on a packet, as if it came in by an interface of this network namespace.
+    /// Flows and counters change as they would; nothing is sent.
+    pub fn run(&mut self, packet: &[u8], ingress: u32) -> Result<TestRun, DataplaneError> {
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let length = u32::try_from(packet.len()).unwrap_or(u32::MAX);
+        let context: Vec<u8> = [0, length, 0, ingress, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect();
+        let mut out = vec![0; packet.len()];
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        };
+        let result = self.0.test_run(options).map_err(program_error)?;
+        out.truncate(result.data_size_out as usize);
+        Ok(TestRun { action: result.return_value, packet: out })
     }
 }
 

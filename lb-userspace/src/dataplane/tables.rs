@@ -11,8 +11,9 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Backend, Service, Slot, TableRange},
-    net::{self, Port},
+    abi::{Backend, FlowKey, Service, Slot, TableRange},
+    net::{self, Address, Port},
+    select::slot_index,
 };
 use range_alloc::RangeAllocator;
 
@@ -157,6 +158,26 @@ impl<D: Dataplane> Tables<D> {
             usage("backends", self.backend_ids.used(), sizes.backends),
             usage("slots", self.used_slots, sizes.slots),
         ]
+    }
+
+    /// The backend that the kernel's choice falls on for a new flow with this tuple, of the service that is called so:
+    /// the same function over the same memory. `random` and `next` are drawn from as the algorithm needs it.
+    pub fn choose<A: Address>(
+        &self,
+        name: &ServiceName,
+        key: &FlowKey<A>,
+        random: impl FnOnce() -> u32,
+        next: impl FnOnce() -> u32,
+    ) -> Option<Backend> {
+        let service = self.dataplane.services().get(self.entries.get(name)?.id);
+        let range = TableRange::from_word(service.table);
+        if range.length == 0 {
+            return None;
+        }
+        let algorithm = Algorithm::from_raw(service.algorithm);
+        let index = slot_index(algorithm, range.length, key, random, next);
+        let slot = self.dataplane.table().get(range.base + index);
+        Some(self.dataplane.backends().get(slot.backend))
     }
 
     /// The backends of a service, with what only the kernel knows of each: how many flows were opened to it.

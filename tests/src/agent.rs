@@ -1,8 +1,7 @@
 //! The real agent, run on a lab's balancer.
 
 use std::{
-    env,
-    fs,
+    env, fs,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Output},
     sync::Arc,

@@ -11,7 +11,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
     path::Path,
 };
@@ -121,10 +121,10 @@ impl Datapath {
         work(&mut fresh)
     }
 
-    /// Flows opened to each backend of all services.
-    pub fn flows(&self) -> BTreeMap<SocketAddr, u64> {
+    /// Flows opened to the present backends of all services.
+    pub fn flows(&self) -> u64 {
         let names = self.tables.applied().services().keys();
-        names.flat_map(|name| self.tables.members(name).map(|(address, _, flows)| (address, flows))).collect()
+        names.flat_map(|name| self.tables.members(name).map(|(_, _, flows)| flows)).sum()
     }
 
     /// The number of the interface towards the clients.

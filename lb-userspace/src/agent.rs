@@ -129,6 +129,8 @@ struct Agent {
     network: Network,
     started: Instant,
     applied: Instant,
+    /// How many times services were applied.
+    revision: u64,
     /// Why the services file as it is now is not in force.
     refused: Option<String>,
     /// Puts the settings back when the agent is dropped.
@@ -152,8 +154,16 @@ impl Agent {
         let mut kernel = Kernel::load(&options.sizes, &options.snat_ports)?;
         kernel.set_addresses(&addresses)?;
         let tables = Tables::new(kernel, options.sizes);
-        let mut agent =
-            Self { options, tables, network, started: begin, applied: begin, refused: None, _sysctls: sysctls };
+        let mut agent = Self {
+            options,
+            tables,
+            network,
+            started: begin,
+            applied: begin,
+            revision: 1,
+            refused: None,
+            _sysctls: sysctls,
+        };
         agent.tables.apply(&first.desired)?;
         first.warnings.iter().for_each(|warning| warn!("{warning}"));
         for interface in agent.options.interfaces.clone() {
@@ -179,6 +189,7 @@ impl Agent {
             Ok(changes) => {
                 self.refused = None;
                 self.applied = Instant::now();
+                self.revision += 1;
                 info!(changes, microseconds = begin.elapsed().as_micros(), "services applied");
             }
             Err(error) => self.refuse(&error),
@@ -235,6 +246,7 @@ impl Agent {
             uptime_seconds: self.started.elapsed().as_secs(),
             interfaces: interfaces.collect(),
             services_file: self.options.services.clone(),
+            revision: self.revision,
             applied_seconds_ago: self.applied.elapsed().as_secs(),
             services_error: self.refused.clone(),
             tables: self

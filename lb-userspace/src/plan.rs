@@ -99,7 +99,9 @@ mod tests {
             .collect();
         assert_eq!(ops, expect);
         let mut state = before.clone();
-        plan(after, before).iter().for_each(|op| state.advance(op));
+        for op in plan(after, before) {
+            state.advance(&op);
+        }
         assert_eq!(&state, after, "the plan does not lead to what is desired");
         assert_eq!(plan(after, &state), [], "a plan after its plan is not empty");
     }

@@ -16,9 +16,9 @@ pub struct Sysctls {
 impl Sysctls {
     /// Makes the interfaces forward, and take back from us what is sent from our own address.
     ///
-    /// - `forwarding`: the FIB lookup of the programs refuses to answer without (net/core/filter.c, `bpf_ipv4_fib_lookup`).
+    /// - `forwarding`: the FIB lookup of the programs refuses to answer without (`bpf_ipv4_fib_lookup` in `net/core/filter.c`).
     /// - `accept_local`, and `rp_filter` not strict: a translated packet that is handed to the stack to have its next hop
-    ///   resolved has our own source address (net/ipv4/fib_frontend.c, `__fib_validate_source`).
+    ///   resolved has our own source address (`__fib_validate_source` in `net/ipv4/fib_frontend.c`).
     /// - IPv6 forwards only if `all` does. An interface that takes router advertisements goes on taking them,
     ///   which with forwarding on needs 2 instead of 1.
     pub fn prepare(&mut self, interfaces: &[String]) {

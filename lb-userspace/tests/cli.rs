@@ -164,6 +164,7 @@ fn answer(request: Request) -> Response {
                 source_ipv6: None,
             }],
             services_file: "/etc/wharf/services.yaml".into(),
+            revision: 3,
             applied_seconds_ago: 75,
             services_error: Some("s.yaml:1:1: x\ns.yaml:2:1: y".to_owned()),
             tables: vec![TableReport { name: "services".to_owned(), used: 1, size: 1000 }],

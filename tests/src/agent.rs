@@ -37,7 +37,7 @@ impl Agent {
         let mut agent = Self::launch(lab, services, arguments);
         let ready = poll(PATIENCE, || {
             let ended = agent.process.try_wait().expect("it is our child").is_some();
-            (ended || agent.age().is_some()).then_some(!ended)
+            (ended || agent.revision().is_some()).then_some(!ended)
         });
         assert!(ready == Some(true), "the agent does not start");
         agent
@@ -94,10 +94,9 @@ impl Agent {
     /// Does something that makes the agent apply the services file, and waits until it has.
     #[track_caller]
     pub fn wait_until_applied(&self, cause: impl FnOnce()) {
-        // The age of what is in force is told in whole seconds: once it is past zero, a smaller one is news.
-        let before = poll(PATIENCE, || self.age().filter(|age| *age > 0)).expect("time passes");
+        let before = self.revision().expect("it answers");
         cause();
-        let applied = poll(PATIENCE, || self.age().filter(|age| *age < before));
+        let applied = poll(PATIENCE, || self.revision().filter(|revision| *revision > before));
         assert!(applied.is_some(), "the agent does not take up the services file");
     }
 
@@ -165,10 +164,10 @@ impl Agent {
         assert!(status.success(), "the agent ended with {status}");
     }
 
-    /// How many seconds the services have been in force; `None` if none are, or the agent does not answer.
-    fn age(&self) -> Option<u64> {
+    /// How many times services were put in force; `None` if the agent does not answer.
+    fn revision(&self) -> Option<u64> {
         let output = self.cli(&["status", "-o", "json"]);
-        serde_json::from_slice::<Value>(&output.stdout).ok()?.get("appliedSecondsAgo")?.as_u64()
+        serde_json::from_slice::<Value>(&output.stdout).ok()?.get("revision")?.as_u64()
     }
 }
 

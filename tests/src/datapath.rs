@@ -6,11 +6,12 @@
 //!     clients, by the router 10.0.0.2 ── up0 │ wharf │ down0 ── backends 10.0.1.10 … 10.0.1.29
 //! ```
 //! What goes back to where it came from leaves by XDP_TX, what goes on to a backend is redirected. Backends of 10.2.0.0/16 and
-//! fd00:b::/64 are behind the router, too: they are reached by XDP_TX. Nothing is known of 10.0.1.99 and fd00:1::99, and
-//! to 203.0.113.0/24 and 2001:db8:dead::/48 there is no route.
+//! `fd00:b::/64` are behind the router, too: they are reached by `XDP_TX`. Nothing is known of 10.0.1.99 and `fd00:1::99`,
+//! and to 203.0.113.0/24 and `2001:db8:dead::/48` there is no route.
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     net::{Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
     path::Path,
@@ -50,7 +51,7 @@ pub struct Datapath {
     down: u32,
 }
 
-/// The Ethernet address of the backend 10.0.1.`host` and fd00:1::`host`.
+/// The Ethernet address of the backend `10.0.1.host` and `fd00:1::host`.
 pub fn backend_mac(host: u8) -> [u8; 6] {
     [2, 0, 0, 0, 1, host]
 }
@@ -162,8 +163,9 @@ fn lay_network(namespace: &NetNs) {
     );
     for host in 10..30 {
         let address = mac(backend_mac(host));
-        batch += &format!("neigh add 10.0.1.{host} lladdr {address} dev down0 nud permanent\n");
-        batch += &format!("neigh add fd00:1::{host:x} lladdr {address} dev down0 nud permanent\n");
+        for neighbour in [format!("10.0.1.{host}"), format!("fd00:1::{host:x}")] {
+            let _ = writeln!(batch, "neigh add {neighbour} lladdr {address} dev down0 nud permanent");
+        }
     }
     namespace.ip(&batch);
     for interface in ["up0", "down0"] {

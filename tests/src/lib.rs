@@ -5,6 +5,7 @@
 //! [`packet`] builds single packets for tests that need no network.
 #![expect(
     clippy::expect_used,
+    clippy::indexing_slicing,
     clippy::missing_panics_doc,
     clippy::panic,
     reason = "this is test code: it fails by panicking, and its caller is a test"

@@ -1,4 +1,10 @@
 //! Any bytes as a packet: the loaded program and the parser on the host say the same of them, and nothing else happens.
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "this is test code: it fails by panicking"
+)]
 
 use std::panic;
 

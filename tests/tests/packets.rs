@@ -2,6 +2,7 @@
 //!
 //! A row says which packet comes from where, after which others, and what is expected: the reason that is counted, and the
 //! packet afterwards to the last byte. Rows with a family are run for IPv4 and for IPv6.
+#![expect(clippy::indexing_slicing, reason = "this is test code: it fails by panicking")]
 
 use std::{
     fmt::Write as _,

@@ -1,4 +1,5 @@
 //! Which backend a new flow gets: the kernel agrees with the host, and never sees a backend set that was none.
+#![expect(clippy::expect_used, clippy::indexing_slicing, reason = "this is test code: it fails by panicking")]
 
 use std::{
     collections::BTreeMap,
@@ -30,7 +31,7 @@ use tests::{
 const SIZES: Sizes = Sizes { services: 64, backends: 256, slots: 1 << 16, flows: 1 << 15 };
 
 /// 10,000 random flows, half of each family.
-const FLOWS: usize = 10_000;
+const FLOWS: u32 = 10_000;
 
 fn name(name: &str, family: IpFamily) -> ServiceName {
     ServiceName { name: name.into(), port: "80".into(), protocol: Protocol::Tcp, family }
@@ -130,10 +131,10 @@ fn every_algorithm_keeps_to_the_weights() {
                 let last: u32 = backend.rsplit(['.', ':']).next().expect("it ends somehow").parse().expect("a digit");
                 // Weights 1 + i % 3 for i from 1 to 9 sum to 18; half of the flows are of each family.
                 let share = f64::from(1 + last % 3) / 18.0;
-                let expected = share * FLOWS as f64 / 2.0;
+                let expected = share * f64::from(FLOWS) / 2.0;
                 let deviation = (expected * (1.0 - share)).sqrt();
                 // Six standard deviations, and one percent that a Maglev table may be uneven by.
-                let tolerance = 6.0 * deviation + 0.01 * FLOWS as f64 / 2.0;
+                let tolerance = 6.0 * deviation + 0.01 * f64::from(FLOWS) / 2.0;
                 assert!((count - expected).abs() < tolerance, "{algorithm:?}: {backend} has {count}, not {expected}");
             }
         }

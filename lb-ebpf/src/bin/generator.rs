@@ -20,6 +20,7 @@ static TRAFFIC: Array<Traffic, 1> = Array::new();
 static UNDER_TEST: ProgramArray<1> = ProgramArray::new();
 
 /// Sends the next packet.
+#[expect(clippy::needless_pass_by_value, reason = "the signature is the macro's")]
 #[xdp]
 fn generate(ctx: XdpContext) -> u32 {
     match lay_down(&ctx) {

@@ -49,6 +49,8 @@ pub struct StatusReport {
     pub interfaces: Vec<InterfaceReport>,
     /// The file that services come from.
     pub services_file: PathBuf,
+    /// How many times services were applied: goes up by one with each change that is in force.
+    pub revision: u64,
     /// How long ago a services file was last applied, in seconds.
     pub applied_seconds_ago: u64,
     /// Why the file as it is now is not in force; the last good one is.

@@ -86,7 +86,9 @@ mod tests {
         let table = build(Algorithm::Maglev, &candidates(&[1, 1, 2]));
         assert_eq!(table.len(), 509);
         let mut renumbered = candidates(&[1, 1, 2]);
-        renumbered.iter_mut().for_each(|candidate| candidate.id += 100);
+        for candidate in &mut renumbered {
+            candidate.id += 100;
+        }
         let shifted: Vec<_> = build(Algorithm::Maglev, &renumbered).iter().map(|id| id - 100).collect();
         assert_eq!(shifted, table);
     }

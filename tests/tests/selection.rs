@@ -4,7 +4,10 @@
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -213,7 +216,7 @@ fn backends(number: u64) -> BTreeMap<SocketAddr, Weight> {
 }
 
 /// The state with such a set, and with a second service that comes and goes, so that service ids do, too.
-fn generation(number: u64) -> Desired {
+fn generation(number: u64) -> Arc<Desired> {
     let mut desired = Desired::default();
     let algorithm = Algorithm::ALL[(number % 4) as usize];
     let service = Service {
@@ -230,7 +233,7 @@ fn generation(number: u64) -> Desired {
         };
         desired.add(name(&format!("other-{number}"), IpFamily::V4), other).expect("it is the only one");
     }
-    desired
+    Arc::new(desired)
 }
 
 #[test]

@@ -3,11 +3,15 @@
 //! A change is prepared where nobody looks, then published service by service with one 8-byte store each.
 //! What it replaces rests until no packet in flight can hold it: [`Tables::reclaim`].
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, HashMap},
     mem::offset_of,
     net::SocketAddr,
     ops::Range,
+    sync::Arc,
 };
 
 use lb_common::{
@@ -31,7 +35,7 @@ use crate::{
 pub struct Tables<D> {
     dataplane: D,
     sizes: Sizes,
-    applied: Desired,
+    applied: Arc<Desired>,
     entries: HashMap<ServiceName, Entry>,
     service_ids: IdPool,
     backend_ids: IdPool,
@@ -83,7 +87,7 @@ impl<D: Dataplane> Tables<D> {
         Self {
             dataplane,
             sizes,
-            applied: Desired::default(),
+            applied: Arc::default(),
             entries: HashMap::new(),
             service_ids: IdPool::new(sizes.services),
             backend_ids: IdPool::new(sizes.backends),
@@ -99,12 +103,12 @@ impl<D: Dataplane> Tables<D> {
     ///
     /// [`DataplaneError::Full`] if it does not fit, and then nothing has changed. After any other error what was
     /// done stays, each service whole, and the next call goes on from there.
-    pub fn apply(&mut self, desired: &Desired) -> Result<usize, DataplaneError> {
-        let applied = self.applied.clone();
+    pub fn apply(&mut self, desired: &Arc<Desired>) -> Result<usize, DataplaneError> {
+        let applied = Arc::clone(&self.applied);
         let ops = plan(desired, &applied);
         let prepared = self.prepare(desired, &ops)?;
         self.publish(&ops, prepared)?;
-        self.applied = desired.clone();
+        self.applied = Arc::clone(desired);
         Ok(ops.len())
     }
 
@@ -344,7 +348,8 @@ impl<D: Dataplane> Tables<D> {
                 }
             };
             if let Err(error) = result {
-                ops.iter().take(done).for_each(|op| self.applied.advance(op));
+                let applied = Arc::make_mut(&mut self.applied);
+                ops.iter().take(done).for_each(|op| applied.advance(op));
                 return Err(error);
             }
         }

@@ -23,6 +23,7 @@ use std::{
     fs::File,
     io::{self, Read as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 pub use self::watch::{Update, watch};
@@ -35,7 +36,7 @@ const MAX_BYTES: u64 = 256 << 20;
 #[derive(Debug)]
 pub struct Loaded {
     /// The services.
-    pub desired: Desired,
+    pub desired: Arc<Desired>,
     /// What is allowed, but hardly meant: one line each, with its place.
     pub warnings: Vec<String>,
 }
@@ -65,7 +66,7 @@ pub fn load(path: &Path) -> Result<Loaded, FileError> {
 pub fn parse(name: &Path, bytes: &[u8]) -> Result<Loaded, FileError> {
     let findings = validate::validate(&wire::decode(bytes).map_err(|mistake| FileError::Invalid(mistake.lines(name)))?);
     if findings.mistakes.is_empty() {
-        Ok(Loaded { desired: findings.desired, warnings: findings.warnings.lines(name) })
+        Ok(Loaded { desired: Arc::new(findings.desired), warnings: findings.warnings.lines(name) })
     } else {
         Err(FileError::Invalid(findings.mistakes.lines(name)))
     }

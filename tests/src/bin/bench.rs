@@ -4,7 +4,7 @@
 //! as many flows as wanted go through it in one `BPF_PROG_TEST_RUN`. What the generator costs by itself is measured in
 //! the same round with a program that does nothing, and taken off.
 
-use std::{fmt::Write as _, path::PathBuf, process::ExitCode};
+use std::{fmt::Write as _, path::Path, process::ExitCode, time::Instant};
 
 use anyhow::{Context as _, Result};
 use aya::{
@@ -12,10 +12,10 @@ use aya::{
     maps::{Array, MapData, ProgramArray},
     programs::{TestRun as _, Xdp},
 };
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use comfy_table::{CellAlignment, Table, presets};
 use lb_common::generator::{LENGTH, Traffic};
-use lb_userspace::dataplane::Sizes;
+use lb_userspace::{dataplane::Sizes, source::file};
 use serde::Serialize;
 use tests::{
     datapath::{Datapath, with_datapath},
@@ -34,12 +34,20 @@ const BACKENDS: u32 = 250;
 /// Measures what a packet costs
 #[derive(Parser)]
 struct Args {
-    /// Write the figures to this file, too, as JSON
-    #[arg(long)]
-    json: Option<PathBuf>,
+    /// How to print the figures
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
     /// Leave out the runs with a million flows and with 100,000 services
     #[arg(long)]
     quick: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    /// For people
+    Table,
+    /// For programs
+    Json,
 }
 
 /// The figures.
@@ -49,6 +57,21 @@ struct Report {
     verified_instructions: Option<u32>,
     /// Net ns a packet.
     rows: Vec<Row>,
+    /// What a change of the services costs.
+    changes: Vec<Change>,
+}
+
+/// How long it takes from a services file to the kernel.
+#[derive(Clone, Serialize)]
+struct Change {
+    services: u32,
+    backends: u32,
+    /// From bytes to the validated state.
+    parse_ms: f64,
+    /// From the validated state to the kernel's maps, from nothing.
+    apply_ms: f64,
+    /// The same where one service of all loses a backend.
+    one_change_ms: f64,
 }
 
 /// One line of the table.
@@ -84,7 +107,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let mut report = Report { verified_instructions: None, rows: Vec::new() };
+    let mut report = Report { verified_instructions: None, rows: Vec::new(), changes: Vec::new() };
     let mut cases = Vec::new();
     for is_v6 in [false, true] {
         for kind in [Kind::Tcp, Kind::Udp] {
@@ -104,10 +127,15 @@ fn run(args: &Args) -> Result<()> {
         report.verified_instructions = instructions;
         report.rows.push(row);
     }
+    for (services, backends) in [(5_000, 50), (100_000, 2)] {
+        eprint!("\r\x1b[Kchanges with {services} services of {backends} backends");
+        let sizes = Sizes { flows: 1 << 12, ..Sizes::DEFAULT };
+        report.changes.push(with_datapath(sizes, |datapath| change(datapath, services, backends))?);
+    }
     eprint!("\r\x1b[K");
-    println!("{}", text(&report));
-    if let Some(path) = &args.json {
-        std::fs::write(path, serde_json::to_string_pretty(&report)?).with_context(|| path.display().to_string())?;
+    match args.output {
+        Format::Table => println!("{}", text(&report)),
+        Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
     }
     Ok(())
 }
@@ -154,6 +182,40 @@ fn measure(datapath: &mut Datapath, is_v6: bool, kind: Kind, services: u32, flow
     };
     let instructions = datapath.tables.dataplane_mut().verified_instructions()?;
     Ok((row, instructions))
+}
+
+fn change(datapath: &mut Datapath, services: u32, backends: u32) -> Result<Change> {
+    let file = |without: Option<u32>| {
+        let mut text = String::from("services:\n");
+        for service in 0..services {
+            let [_, a, b, c] = service.to_be_bytes();
+            let from = u32::from(without == Some(service));
+            let list: Vec<_> = (from..backends).map(|backend| format!("10.{backend}.{b}.{c}")).collect();
+            let _ = writeln!(
+                text,
+                "  - name: s{service}\n    addresses: [11.{a}.{b}.{c}]\n    ports: [{{ port: 80 }}]\n    backends: [{}]",
+                list.join(", ")
+            );
+        }
+        text
+    };
+    let parse = |text: &str| file::parse(Path::new("services.yaml"), text.as_bytes());
+    let (all, but_one) = (file(None), file(Some(services / 2)));
+    let begin = Instant::now();
+    let all = parse(&all)?;
+    let parse_ms = milliseconds(begin);
+    let but_one = parse(&but_one)?;
+    let begin = Instant::now();
+    datapath.tables.apply(&all.desired)?;
+    let apply_ms = milliseconds(begin);
+    let begin = Instant::now();
+    datapath.tables.apply(&but_one.desired)?;
+    let one_change_ms = milliseconds(begin);
+    Ok(Change { services, backends: services * backends, parse_ms, apply_ms, one_change_ms })
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
 }
 
 /// What the generator calls.
@@ -294,9 +356,20 @@ fn text(report: &Report) -> String {
     for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
     }
+    let mut changes = Table::new();
+    changes.load_style(presets::NOTHING);
+    changes.set_header(["SERVICES", "BACKENDS", "PARSE ms", "APPLY ms", "ONE CHANGE ms"]);
+    for row in &report.changes {
+        let times = [row.parse_ms, row.apply_ms, row.one_change_ms].map(|ms| format!("{ms:.1}"));
+        changes.add_row([row.services.to_string(), row.backends.to_string()].into_iter().chain(times));
+    }
+    for column in changes.column_iter_mut() {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
     let instructions = report.verified_instructions.map_or("unknown".to_owned(), |count| count.to_string());
     format!(
         "XDP, net ns a packet (median of {ROUNDS} rounds of {PACKETS} packets), next hop resolved:\n\n{table}\n\n\
+         From a services file to the kernel:\n\n{changes}\n\n\
          instructions that the verifier went through: wharf_xdp {instructions}"
     )
 }

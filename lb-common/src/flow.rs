@@ -15,6 +15,17 @@ pub enum Direction {
     Reply = 1,
 }
 
+impl Direction {
+    /// The other one.
+    #[inline(always)]
+    pub const fn opposite(self) -> Self {
+        match self {
+            Self::Request => Self::Reply,
+            Self::Reply => Self::Request,
+        }
+    }
+}
+
 /// The state of a flow entry; each direction of a flow has its own.
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -20,7 +20,8 @@ use crate::{
 /// With half of the range in use towards one backend, one flow in 2^15 finds none.
 const SNAT_TRIES: u32 = 16;
 
-/// How old, in ns, the time of last use may get before a packet renews it: a store a second, not a store a packet.
+/// How old, in ns, the time of last use may get before a packet renews it and looks after the other direction:
+/// once a second, not once a packet.
 const TOUCH_AFTER: u64 = 1_000_000_000;
 
 /// `EEXIST` of the kernel (include/uapi/asm-generic/errno-base.h), as map updates return it.
@@ -55,11 +56,12 @@ pub(crate) fn find<F: FamilyMaps>(
     if !maps::copy_flow(&segment.key, entry, flow) {
         return None;
     }
-    if is_over::<F>(segment, flow, moment.time) {
+    let is_due = moment.time.saturating_sub(flow.last_seen) > TOUCH_AFTER;
+    if is_over::<F>(segment, flow, moment.time) || (is_due && !hold_peer::<F>(&segment.key, moment.time)) {
         close::<F>(&segment.key, flow);
         return None;
     }
-    if moment.time.saturating_sub(flow.last_seen) > TOUCH_AFTER {
+    if is_due {
         // Has the memory become another flow's meanwhile, then that one looks a little younger: no harm.
         entry.last_seen = moment.time;
     }
@@ -210,6 +212,22 @@ fn close<F: FamilyMaps>(key: &FlowKey<F::Address>, flow: &Flow<F::Address>) {
         maps::remove_flow::<F>(&peer_key);
     }
     maps::remove_flow::<F>(key);
+}
+
+/// Keeps the entry of the other direction from being the least recently used one while only this direction has packets,
+/// and makes it again if it was forgotten all the same. `false` if its tuple is another flow's by now.
+#[inline(never)] // The stack, as above.
+fn hold_peer<F: FamilyMaps>(key: &FlowKey<F::Address>, now: u64) -> bool {
+    let Some(Workspace { flow, peer, peer_key }) = F::workspace() else { return false };
+    *peer_key = flow.translated(key.proto).reversed();
+    // The lookup itself marks the entry as used.
+    if let Some(entry) = maps::flow::<F>(peer_key) {
+        return entry.translated(key.proto) == key.reversed();
+    }
+    let identity = (flow.backend, flow.generation);
+    *peer = Flow::new(peer_key, &key.reversed(), flow.direction().opposite(), identity, now);
+    peer.state = flow.state;
+    maps::claim_flow::<F>(peer_key, peer).is_ok()
 }
 
 /// A FIN or RST ends the connection in both directions' entries.

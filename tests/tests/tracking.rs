@@ -236,3 +236,25 @@ fn the_oldest_flows_make_room_when_the_table_is_full() {
         send(datapath, &data("192.0.2.7", 11_023));
     });
 }
+
+#[test]
+fn a_connection_in_which_only_the_client_talks_can_still_be_answered() {
+    with_datapath(Sizes { flows: 512, ..SIZES }, |datapath| {
+        datapath.apply(&services("10.2.0.1"));
+        let (_, our_port) = send(datapath, &syn("192.0.2.7", 4242));
+        let reply = Packet::v4("10.2.0.1", "10.0.0.1").tcp(80, our_port).ack().payload(b"at last").bytes();
+        // Others come and go, so many that the entry for the replies, which nobody sends, is forgotten.
+        for port in 1024..8000 {
+            send(datapath, &syn("192.0.2.8", port));
+            if port % 8 == 0 {
+                send(datapath, &data("192.0.2.7", 4242));
+            }
+        }
+        assert_eq!(datapath.from_clients(&reply).action, 2, "the table is too large for this test");
+        std::thread::sleep(std::time::Duration::from_millis(1200));
+        assert_eq!(send(datapath, &data("192.0.2.7", 4242)).1, our_port, "the connection goes on");
+        let result = datapath.from_clients(&reply);
+        let told = describe(&result.packet);
+        assert!(result.action == TX && told.contains("10.96.0.10:80 > 192.0.2.7:4242"), "{told}");
+    });
+}

@@ -1,6 +1,6 @@
 //! `wharf run`: the agent.
 
-use std::{ops::RangeInclusive, path::PathBuf, process::ExitCode};
+use std::{collections::HashSet, ops::RangeInclusive, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 
@@ -35,8 +35,12 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let mut interfaces = args.interfaces;
+    // One program an interface, however often it is named.
+    let mut named = HashSet::new();
+    interfaces.retain(|interface| named.insert(interface.clone()));
     let options = Options {
-        interfaces: args.interfaces,
+        interfaces,
         xdp: args.xdp,
         services: args.services,
         admin: args.admin,

@@ -141,8 +141,8 @@ abi! {
         pub v6: Ipv6Be,
         /// The IPv4 address; unspecified: none.
         pub v4: Ipv4Be,
-        /// Zero.
-        pub _pad: u32,
+        /// 1 if our program is on the interface, 0 if it is on the device below.
+        pub is_attached: u32,
     }
 }
 

@@ -68,7 +68,7 @@ macro_rules! reasons {
                 $(#[doc = $help] $reason = $index,)*
             }
         )*
-        /// Every counter, in the order of its index.
+        /// Every counter. There is one for each index below their number.
         pub const COUNTERS: &[CounterInfo] = &[
             $($(CounterInfo { index: $index, action: $action, name: $name, help: $help },)*)*
         ];
@@ -97,7 +97,7 @@ reasons! {
         MalformedUdp = 12, "malformed-udp", "A UDP header that is cut short or contradicts itself.";
         TtlExpired = 13, "ttl-expired", "A packet of a flow whose TTL or hop limit ends here; the stack answers it.";
         NeighbourUnresolved = 14, "neighbour-unresolved", "Translated; the stack resolves the next hop and forwards it.";
-        RoutedByStack = 15, "routed-by-stack", "Translated; its route needs the stack (a VLAN or tunnel device).";
+        RoutedByStack = 15, "routed-by-stack", "Translated; the stack forwards it: by a VLAN or tunnel device, or an interface that is not attached to.";
     }
     /// Why a packet ends here.
     DropReason as "drop" {
@@ -105,8 +105,8 @@ reasons! {
         NoFlow = 17, "no-flow", "In the middle of a TCP connection that is not known.";
         SnatPortsExhausted = 18, "snat-ports-exhausted", "No free source port towards the chosen backend was found.";
         NoSourceAddress = 19, "no-source-address", "The balancer has no address of the packet's family on the interface towards the backend.";
-        NoRoute = 20, "no-route", "No route to where the packet has to go.";
-        BackendLocal = 21, "backend-local", "The chosen backend is an address of this host, which is not supported.";
+        NoRoute = 20, "no-route", "A route that refuses (unreachable, prohibit, blackhole) to where the packet has to go.";
+        NotForwarded = 21, "not-forwarded", "No route at all to where the packet has to go, or it is this host, which is not supported.";
         ForwardingDisabled = 22, "forwarding-disabled", "IP forwarding is off on the interface that the packet came in by.";
         PacketTooBig = 23, "packet-too-big", "Larger than the MTU on the way out.";
         FlowTableFull = 24, "flow-table-full", "The kernel had no room for a flow's entries.";
@@ -116,15 +116,14 @@ reasons! {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use std::collections::{BTreeSet, HashSet};
 
     use super::*;
 
     #[test]
     fn counters_are_dense_and_unique() {
-        for (position, counter) in COUNTERS.iter().enumerate() {
-            assert_eq!(counter.index as usize, position, "{}", counter.name);
-        }
+        let indexes: BTreeSet<_> = COUNTERS.iter().map(|counter| counter.index as usize).collect();
+        assert!(indexes.into_iter().eq(0..COUNTERS.len()), "an index is missing or taken twice");
         let names: HashSet<_> = COUNTERS.iter().map(|counter| counter.name).collect();
         assert_eq!(names.len(), COUNTERS.len());
     }

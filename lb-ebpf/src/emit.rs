@@ -14,7 +14,7 @@ use lb_common::{
     verdict::{DropReason, PassReason, Verdict},
 };
 
-use crate::{packet::Packet, track::Moment};
+use crate::{maps, packet::Packet, track::Moment};
 
 /// Who sends the packet on.
 pub(crate) enum Egress {
@@ -46,7 +46,7 @@ pub(crate) fn verdict(packet: &Packet, interface: IfIndex) -> Verdict {
 /// Asks the kernel's FIB where a packet goes once it is translated as the flow says, and notes it in the flow.
 ///
 /// A hop whose neighbour is unknown stays of another epoch, to be asked for again with the next packet;
-/// one that only the stack can send to (a tunnel) has an MTU of zero.
+/// one that only the stack sends to has an MTU of zero.
 #[inline(never)] // The stack, as in `track`.
 pub(crate) fn lookup<F: Family>(
     packet: &Packet,
@@ -55,7 +55,8 @@ pub(crate) fn lookup<F: Family>(
     flow: &mut Flow<F::Address>,
 ) -> Result<(), DropReason> {
     // SAFETY: Integers, and unions of them.
-    let mut params: FibParams = unsafe { core::mem::zeroed() };
+    let mut aligned: Aligned = unsafe { core::mem::zeroed() };
+    let params = &mut aligned.0;
     params.family = F::AF;
     params.l4_protocol = segment.key.proto.0 as u8;
     params.sport = flow.source_port.word();
@@ -67,7 +68,7 @@ pub(crate) fn lookup<F: Family>(
     params.__bindgen_anon_3.ipv6_src = fib_words(flow.source);
     params.__bindgen_anon_4.ipv6_dst = fib_words(flow.destination);
     // SAFETY: The context is the one of this run, and the size is that of the parameters.
-    let answer = unsafe { bpf_fib_lookup(packet.as_ptr(), &raw mut params, size_of::<FibParams>() as i32, 0) };
+    let answer = unsafe { bpf_fib_lookup(packet.as_ptr(), &raw mut *params, size_of::<FibParams>() as i32, 0) };
     let hop = &mut flow.hop;
     match answer as u32 {
         BPF_FIB_LKUP_RET_SUCCESS => {
@@ -75,8 +76,13 @@ pub(crate) fn lookup<F: Family>(
             hop.interface = IfIndex(params.ifindex);
             hop.destination = MacAddr(params.dmac);
             hop.source = MacAddr(params.smac);
-            // SAFETY: Both variants are 16 bits; the kernel wrote this one.
-            hop.mtu = unsafe { params.__bindgen_anon_1.mtu_result };
+            // XDP sends by interfaces that have our program, and so can take what is redirected; the stack sends by all.
+            hop.mtu = if maps::is_attached(hop.interface) {
+                // SAFETY: Both variants are 16 bits; the kernel wrote this one.
+                unsafe { params.__bindgen_anon_1.mtu_result }
+            } else {
+                0
+            };
             Ok(())
         }
         BPF_FIB_LKUP_RET_NO_NEIGH => {
@@ -89,12 +95,16 @@ pub(crate) fn lookup<F: Family>(
             hop.mtu = 0;
             Ok(())
         }
-        BPF_FIB_LKUP_RET_NOT_FWDED => Err(DropReason::BackendLocal),
+        BPF_FIB_LKUP_RET_NOT_FWDED => Err(DropReason::NotForwarded),
         BPF_FIB_LKUP_RET_FWD_DISABLED => Err(DropReason::ForwardingDisabled),
         BPF_FIB_LKUP_RET_FRAG_NEEDED => Err(DropReason::PacketTooBig),
         _ => Err(DropReason::NoRoute),
     }
 }
+
+/// The verifier wants stack memory to be accessed as it is aligned, and the addresses are written by 8 bytes.
+#[repr(align(8))]
+struct Aligned(FibParams);
 
 /// An address as the FIB lookup takes it, in network order.
 #[inline(always)]

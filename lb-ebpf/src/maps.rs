@@ -219,6 +219,13 @@ pub(crate) fn epoch() -> Option<u32> {
     EPOCH.get_ptr(0).map(|epoch| unsafe { ptr::read_volatile(epoch) })
 }
 
+/// Whether our program is on an interface.
+#[inline(always)]
+pub(crate) fn is_attached(interface: IfIndex) -> bool {
+    // SAFETY: One field is copied out; the element may be freed only after this program's run.
+    unsafe { ADDRESSES.get(interface.0) }.is_some_and(|addresses| addresses.is_attached != 0)
+}
+
 /// Our address on an interface; unspecified if there is none.
 #[inline(always)]
 pub(crate) fn address<F: FamilyMaps>(interface: IfIndex) -> F::Address {

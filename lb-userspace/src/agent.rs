@@ -1,6 +1,6 @@
 //! The agent: one task that owns the state, driven by events.
 
-use std::{ops::RangeInclusive, path::PathBuf, time::Instant};
+use std::{collections::HashSet, ops::RangeInclusive, path::PathBuf, time::Instant};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -59,9 +59,6 @@ pub enum AgentError {
     /// The admin socket could not be opened.
     #[error(transparent)]
     Admin(#[from] BindError),
-    /// An interface is not there.
-    #[error("there is no network interface {0}; `ip link` lists those that there are")]
-    NoInterface(String),
     /// The services file is not followed any more.
     #[error("the services file is not followed any more; this is a bug in wharf")]
     SourceEnded,
@@ -133,8 +130,10 @@ struct Agent {
     revision: u64,
     /// Why the services file as it is now is not in force.
     refused: Option<String>,
+    /// Interfaces that are not there now.
+    lost: HashSet<String>,
     /// Puts the settings back when the agent is dropped.
-    _sysctls: Sysctls,
+    sysctls: Sysctls,
 }
 
 impl Agent {
@@ -143,15 +142,15 @@ impl Agent {
         let begin = Instant::now();
         for interface in &options.interfaces {
             nix::net::if_::if_nametoindex(interface.as_str())
-                .map_err(|_| AgentError::NoInterface(interface.clone()))?;
+                .map_err(|_| DataplaneError::NoInterface { interface: interface.clone() })?;
         }
         let network = Network::follow().await?;
         let addresses = network.addresses(&options.interfaces).await?;
+        let mut kernel = Kernel::load(&options.sizes, &options.snat_ports)?;
         let mut sysctls = Sysctls::default();
         if !options.keep_sysctls {
             sysctls.prepare(&options.interfaces);
         }
-        let mut kernel = Kernel::load(&options.sizes, &options.snat_ports)?;
         kernel.set_addresses(&addresses)?;
         let tables = Tables::new(kernel, options.sizes);
         let mut agent = Self {
@@ -162,7 +161,8 @@ impl Agent {
             applied: begin,
             revision: 1,
             refused: None,
-            _sysctls: sysctls,
+            lost: HashSet::new(),
+            sysctls,
         };
         agent.tables.apply(&first.desired)?;
         first.warnings.iter().for_each(|warning| warn!("{warning}"));
@@ -209,6 +209,7 @@ impl Agent {
 
     async fn follow(&mut self, change: Change) {
         if change == Change::Addresses {
+            self.attach_again();
             match self.network.addresses(&self.options.interfaces).await {
                 Ok(addresses) => {
                     if let Err(error) = self.tables.dataplane_mut().set_addresses(&addresses) {
@@ -219,6 +220,33 @@ impl Agent {
             }
         }
         self.tables.dataplane().begin_epoch();
+    }
+
+    /// An interface that was removed and made again has a new number and no program.
+    fn attach_again(&mut self) {
+        for interface in self.options.interfaces.clone() {
+            let is_there = nix::net::if_::if_nametoindex(interface.as_str()).is_ok();
+            let kernel = self.tables.dataplane_mut();
+            match kernel.attached_to(&interface) {
+                Some(_) => {
+                    self.lost.remove(&interface);
+                }
+                None if is_there => {
+                    if !self.options.keep_sysctls {
+                        self.sysctls.prepare(std::slice::from_ref(&interface));
+                    }
+                    match kernel.attach(&interface, self.options.xdp) {
+                        Ok(()) => info!("attached to {interface} again, which had been removed"),
+                        Err(error) => error!(error = describe(&error), "cannot attach to {interface} again"),
+                    }
+                }
+                None => {
+                    if self.lost.insert(interface.clone()) {
+                        warn!("interface {interface} is gone; wharf attaches to it when it comes back");
+                    }
+                }
+            }
+        }
     }
 
     fn answer(&self, request: Request) -> Response {
@@ -235,7 +263,7 @@ impl Agent {
             let addresses = kernel.addresses_of(name);
             InterfaceReport {
                 name: name.clone(),
-                xdp: self.options.xdp.name().to_owned(),
+                xdp: kernel.attached_to(name).map_or("gone", |_| self.options.xdp.name()).to_owned(),
                 source_ipv4: addresses.v4,
                 source_ipv6: addresses.v6,
             }

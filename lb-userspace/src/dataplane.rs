@@ -142,6 +142,12 @@ pub enum DataplaneError {
         #[source]
         source: Box<aya::programs::ProgramError>,
     },
+    /// The interface is not there.
+    #[error("there is no network interface {interface}; `ip link` lists those that there are")]
+    NoInterface {
+        /// Which.
+        interface: String,
+    },
     /// An attached program is held by the old netlink interface, whose link doesn't end with the process.
     #[error("interface {interface} gave no BPF link for the XDP program: the kernel is older than 5.9")]
     NoLink {

@@ -13,7 +13,7 @@ use rtnetlink::{
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
-        link::LinkAttribute,
+        link::{InfoKind, LinkAttribute, LinkInfo},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     },
     sys::SocketAddr,
@@ -98,15 +98,21 @@ impl Network {
         let mut children = Vec::new();
         let mut links = std::pin::pin!(self.handle.link().get().execute());
         while let Some(link) = links.try_next().await.map_err(listed("interfaces"))? {
+            let index = link.header.index;
+            let mut parent = None;
+            let mut is_vlan = false;
             for attribute in &link.attributes {
                 match attribute {
                     LinkAttribute::IfName(name) if interfaces.contains(name) => {
-                        ours.insert(link.header.index, Addresses::default());
+                        ours.insert(index, Addresses { is_attached: true, ..Addresses::default() });
                     }
-                    LinkAttribute::Link(parent) => children.push((link.header.index, *parent)),
+                    LinkAttribute::Link(below) => parent = Some(*below),
+                    LinkAttribute::LinkInfo(infos) => is_vlan = infos.contains(&LinkInfo::Kind(InfoKind::Vlan)),
                     _ => {}
                 }
             }
+            // Other kinds have such a number, too; a veth's is of another namespace.
+            children.extend(parent.filter(|_| is_vlan).map(|parent| (index, parent)));
         }
         for (child, parent) in children {
             if ours.contains_key(&parent) {

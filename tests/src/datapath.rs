@@ -71,7 +71,7 @@ impl Datapath {
         let index = |name: &str| nix::net::if_::if_nametoindex(name).expect("the interface was just made");
         let (up, down) = (index("up0"), index("down0"));
         let mut kernel = Kernel::load(&sizes, &snat_ports).expect("the programs load");
-        let addresses = |(v4, v6)| Addresses { v4: Some(v4), v6: Some(v6) };
+        let addresses = |(v4, v6)| Addresses { v4: Some(v4), v6: Some(v6), is_attached: true };
         kernel.set_addresses(&BTreeMap::from([(up, addresses(UP)), (down, addresses(DOWN))])).expect("addresses fit");
         let runner = kernel.runner().expect("the program is loaded");
         Self { tables: Tables::new(kernel, sizes), runner, sizes, snat_ports, up, down }

@@ -22,7 +22,7 @@ pub mod topology;
 pub mod traffic;
 
 use std::{
-    thread,
+    io, thread,
     time::{Duration, Instant},
 };
 
@@ -36,4 +36,16 @@ pub fn poll<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T>
         }
         thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Lets this process have as many file descriptors as it may; how many that are.
+pub fn raise_descriptor_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: The kernel writes the struct that it is given.
+    let got = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: The kernel reads the struct that it is given.
+    let set = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    assert!(got == 0 && set == 0, "{}", io::Error::last_os_error());
+    limit.rlim_cur
 }

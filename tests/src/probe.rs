@@ -13,7 +13,8 @@ use std::{
 };
 
 use nix::sys::socket::{
-    self, AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, setsockopt, sockopt::ReuseAddr,
+    self, AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, setsockopt,
+    sockopt::{Linger, ReuseAddr},
 };
 
 use crate::{servers::WHOAMI, topology::Host};
@@ -155,6 +156,12 @@ impl Connection {
             answer if answer == line => Ok(()),
             other => Err(io::Error::other(format!("sent {line:?}, got back {other:?}"))),
         }
+    }
+
+    /// Ends it without a farewell, so that the client may use its port again at once.
+    pub fn reset(self) {
+        let without_farewell = libc::linger { l_onoff: 1, l_linger: 0 };
+        setsockopt(self.stream.get_ref(), Linger, &without_farewell).expect("it is a TCP socket");
     }
 
     /// The client's address as the backend sees it.

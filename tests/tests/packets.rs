@@ -426,7 +426,7 @@ fn refusals(f: Family) -> Vec<Row> {
         row("no backend", f.ask(f.empty).tcp(4242, 80).syn(), Expect::Dropped("no-backend")),
         row("no backend that takes new flows", f.ask(f.drained).tcp(4242, 80).syn(), Expect::Dropped("no-backend")),
         row("no route to the backend", f.ask(f.unreachable).tcp(4242, 80).syn(), Expect::Dropped("no-route")),
-        row("the backend is this host", f.ask(f.here).tcp(4242, 80).syn(), Expect::Dropped("backend-local")),
+        row("the backend is this host", f.ask(f.here).tcp(4242, 80).syn(), Expect::Dropped("not-forwarded")),
         row("TTL 1", f.ask(f.vip).tcp(4242, 80).syn().ttl(1), Expect::Passed("ttl-expired")),
         row("TTL 0", f.ask(f.vip).tcp(4242, 80).syn().ttl(0), Expect::Passed("ttl-expired")),
         row(

@@ -67,7 +67,7 @@ pub struct StatusReport {
 pub struct InterfaceReport {
     /// The interface's name.
     pub name: String,
-    /// The XDP mode of the program there: `native` or `generic`.
+    /// The XDP mode of the program there: `native` or `generic`; `gone` if the interface is not there.
     pub xdp: String,
     /// The IPv4 address that packets to backends leave this interface with.
     pub source_ipv4: Option<Ipv4Addr>,

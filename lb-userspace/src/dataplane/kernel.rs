@@ -47,6 +47,8 @@ pub struct Addresses {
     pub v4: Option<Ipv4Addr>,
     /// IPv6.
     pub v6: Option<Ipv6Addr>,
+    /// Whether the program is to be on this interface itself, and not on the device below it.
+    pub is_attached: bool,
 }
 
 /// What one packet counter says.
@@ -84,7 +86,8 @@ pub struct Kernel {
     addresses: HashMap<MapData, u32, InterfaceAddresses>,
     known_addresses: BTreeMap<u32, Addresses>,
     counters: PerCpuArray<MapData, Counter>,
-    links: BTreeMap<String, FdLink>,
+    /// By the interface's name; with its number.
+    links: BTreeMap<String, (u32, FdLink)>,
     // Holds the programs, and the maps that only they use.
     object: Ebpf,
 }
@@ -122,7 +125,7 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// Attaches to an interface of this network namespace.
+    /// Attaches to an interface of this network namespace. One of the same name that was attached to before is gone.
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<(), DataplaneError> {
         let failed = |error| DataplaneError::Attach {
             interface: interface.to_owned(),
@@ -130,17 +133,25 @@ impl Kernel {
             source: Box::new(error),
         };
         let program = xdp(&mut self.object)?;
-        let id = program.attach(interface, mode.into()).map_err(failed)?;
+        let index = nix::net::if_::if_nametoindex(interface)
+            .map_err(|_| DataplaneError::NoInterface { interface: interface.to_owned() })?;
+        let id = program.attach_to_if_index(index, mode.into()).map_err(failed)?;
         let link = program.take_link(id).map_err(failed)?;
         // aya falls back to netlink on old kernels; such a link would outlive the agent's death.
         let link = FdLink::try_from(link).map_err(|_| DataplaneError::NoLink { interface: interface.to_owned() })?;
-        self.links.insert(interface.to_owned(), link);
+        self.links.insert(interface.to_owned(), (index, link));
         Ok(())
+    }
+
+    /// The number of the interface of this name that the program is on, if it is still there.
+    pub fn attached_to(&self, interface: &str) -> Option<u32> {
+        let (index, _) = self.links.get(interface)?;
+        (nix::net::if_::if_nametoindex(interface).ok() == Some(*index)).then_some(*index)
     }
 
     /// Detaches from every interface; the programs stay loaded.
     pub fn detach(&mut self) {
-        for (interface, link) in std::mem::take(&mut self.links) {
+        for (interface, (_, link)) in std::mem::take(&mut self.links) {
             if let Err(error) = link.detach() {
                 tracing::warn!(%error, "cannot detach from {interface}; closing the link does it");
             }
@@ -162,7 +173,7 @@ impl Kernel {
                 let value = InterfaceAddresses {
                     v6: known.v6.map_or(Ipv6Be::UNSPECIFIED, Ipv6Be::from),
                     v4: known.v4.map_or(Ipv4Be::UNSPECIFIED, Ipv4Be::from),
-                    _pad: 0,
+                    is_attached: u32::from(known.is_attached),
                 };
                 self.addresses.insert(interface, value, 0).map_err(failed)?;
             }

@@ -197,7 +197,11 @@ impl Traffic {
             others.len(),
             lines(&others)
         );
-        println!("   {:2} to b3: {} lines, until it was removed", of_b3.len(), lines(&of_b3));
+        println!(
+            "   {:2} to b3: {} lines; even a backend that is removed keeps the connections that it has",
+            of_b3.len(),
+            lines(&of_b3)
+        );
     }
 }
 

@@ -34,7 +34,7 @@ pub enum State {
     Opening = 0,
     /// A TCP connection that carries data.
     Established = 1,
-    /// A TCP connection of which a FIN or RST was seen.
+    /// A TCP connection whose sender on this side is done: a FIN went this way, or a RST any way.
     Closing = 2,
     /// A UDP flow: there are no states to tell apart.
     Datagram = 3,
@@ -67,13 +67,13 @@ impl State {
 
     /// The state after one more packet with these flags.
     #[inline(always)]
-    pub const fn after(self, flags: TcpFlags, direction: Direction) -> Self {
+    pub const fn after(self, flags: TcpFlags) -> Self {
         match self {
             Self::Datagram => Self::Datagram,
             Self::Closing => Self::Closing,
             Self::Opening | Self::Established if flags.ends() => Self::Closing,
-            // The SYN-ACK opens the reply's side; the request's side waits for the client's ACK.
-            Self::Opening if matches!(direction, Direction::Request) && flags.is_syn() => Self::Opening,
+            // Neither SYN nor SYN-ACK: only what follows shows that both ends mean it, and not a sender with a forged address.
+            Self::Opening if flags.is_syn() => Self::Opening,
             Self::Opening | Self::Established => Self::Established,
         }
     }
@@ -104,6 +104,12 @@ impl TcpFlags {
     #[inline(always)]
     pub const fn is_syn(self) -> bool {
         self.0 & Self::SYN != 0
+    }
+
+    /// Whether the connection is over for both sides.
+    #[inline(always)]
+    pub const fn resets(self) -> bool {
+        self.0 & Self::RST != 0
     }
 
     /// Whether the sender is done: FIN or RST.
@@ -225,11 +231,11 @@ mod tests {
         let ack = TcpFlags(TcpFlags::ACK);
         let fin = TcpFlags(TcpFlags::FIN | TcpFlags::ACK);
         assert!(syn.opens() && !syn_ack.opens() && !ack.opens());
-        assert_eq!(State::Opening.after(syn, Direction::Request), State::Opening);
-        assert_eq!(State::Opening.after(syn_ack, Direction::Reply), State::Established);
-        assert_eq!(State::Opening.after(ack, Direction::Request), State::Established);
-        assert_eq!(State::Established.after(fin, Direction::Reply), State::Closing);
-        assert_eq!(State::Closing.after(ack, Direction::Request), State::Closing);
-        assert_eq!(State::Datagram.after(TcpFlags(0), Direction::Request), State::Datagram);
+        assert_eq!(State::Opening.after(syn), State::Opening);
+        assert_eq!(State::Opening.after(syn_ack), State::Opening, "the client may never have asked");
+        assert_eq!(State::Opening.after(ack), State::Established);
+        assert_eq!(State::Established.after(fin), State::Closing);
+        assert_eq!(State::Closing.after(ack), State::Closing);
+        assert_eq!(State::Datagram.after(TcpFlags(0)), State::Datagram);
     }
 }

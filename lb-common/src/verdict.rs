@@ -110,6 +110,7 @@ reasons! {
         ForwardingDisabled = 22, "forwarding-disabled", "IP forwarding is off on the interface that the packet came in by.";
         PacketTooBig = 23, "packet-too-big", "Larger than the MTU on the way out.";
         FlowTableFull = 24, "flow-table-full", "The kernel had no room for a flow's entries.";
+        ReplyTtlExpired = 26, "reply-ttl-expired", "A backend's reply whose TTL or hop limit ends here; the stack would take it for its own.";
         MapMissing = 25, "map-missing", "A table entry that always exists was not found: please report it.";
     }
 }

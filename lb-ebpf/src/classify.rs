@@ -2,6 +2,7 @@
 
 use lb_common::{
     abi::ServiceKey,
+    flow::Direction,
     net::Address,
     parse::Segment,
     verdict::{DropReason, PassReason, Verdict},
@@ -21,8 +22,13 @@ pub(crate) fn service<F: FamilyMaps>(segment: &Segment<F::Address>) -> Result<u3
     Ok(id)
 }
 
-/// Whether the packet may go one hop further (RFC 1812, section 5.3.1): the stack answers one that may not.
+/// Whether the packet may go one hop further (RFC 1812, section 5.3.1). The stack answers a request that may not;
+/// a reply is addressed to us, and the stack would not know that it is not.
 #[inline(always)]
-pub(crate) fn lives_on<A: Address>(segment: &Segment<A>) -> Result<(), Verdict> {
-    if segment.ttl > 1 { Ok(()) } else { Err(PassReason::TtlExpired.into()) }
+pub(crate) fn lives_on<A: Address>(segment: &Segment<A>, direction: Direction) -> Result<(), Verdict> {
+    match direction {
+        _ if segment.ttl > 1 => Ok(()),
+        Direction::Request => Err(PassReason::TtlExpired.into()),
+        Direction::Reply => Err(DropReason::ReplyTtlExpired.into()),
+    }
 }

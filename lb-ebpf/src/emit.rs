@@ -16,6 +16,9 @@ use lb_common::{
 
 use crate::{maps, packet::Packet, track::Moment};
 
+/// The least MTU that there is, in bytes.
+const MTU_MIN: u16 = 68;
+
 /// Who sends the packet on.
 pub(crate) enum Egress {
     /// Wharf itself, by this interface.
@@ -77,12 +80,10 @@ pub(crate) fn lookup<F: Family>(
             hop.destination = MacAddr(params.dmac);
             hop.source = MacAddr(params.smac);
             // XDP sends by interfaces that have our program, and so can take what is redirected; the stack sends by all.
-            hop.mtu = if maps::is_attached(hop.interface) {
-                // SAFETY: Both variants are 16 bits; the kernel wrote this one.
-                unsafe { params.__bindgen_anon_1.mtu_result }
-            } else {
-                0
-            };
+            // SAFETY: Both variants are 16 bits; the kernel wrote this one.
+            let mtu = unsafe { params.__bindgen_anon_1.mtu_result };
+            // Below what IPv4 demands (RFC 791) it is the rest of a number that was too large for 16 bits.
+            hop.mtu = if mtu >= MTU_MIN && maps::is_attached(hop.interface) { mtu } else { 0 };
             Ok(())
         }
         BPF_FIB_LKUP_RET_NO_NEIGH => {

@@ -17,6 +17,7 @@ mod packet;
 mod pipeline;
 mod rewrite;
 mod select;
+mod socket;
 mod track;
 
 use aya_ebpf::{macros::xdp, programs::XdpContext};

@@ -81,7 +81,8 @@ static WORKSPACE6: PerCpuArray<Workspace<Ipv6Be>, 1> = PerCpuArray::new();
 static FORGOTTEN: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// What would not fit on the stack, of which a program and all that it calls have 512 bytes.
-/// A run has it to itself: runs of XDP and tc programs on one CPU don't interrupt each other.
+/// A run has it to itself: XDP and tc programs run with softirqs off, so on one CPU one after another
+/// (but for real-time kernels, and for test runs before Linux 6.10).
 #[repr(C)]
 pub(crate) struct Workspace<A: Address> {
     /// The packet's entry: a copy of the one that was found, or the one that is being made.

@@ -2,6 +2,7 @@
 
 use lb_common::{
     abi::Flow,
+    flow::Direction,
     net::{EtherType, V4, V6},
     parse::{self, Segment},
     verdict::{DropReason, PassReason, Verdict},
@@ -44,7 +45,7 @@ fn translate<F: FamilyMaps + NetworkHeader>(
     let moment = Moment::now()?;
     for is_second in [false, true] {
         if let Some(flow) = track::find::<F>(segment, &moment) {
-            classify::lives_on(segment)?;
+            classify::lives_on(segment, flow.direction())?;
             track::update::<F>(packet, segment, &moment, flow)?;
             return forward::<F>(packet, segment, &moment, flow);
         }
@@ -52,7 +53,7 @@ fn translate<F: FamilyMaps + NetworkHeader>(
             break;
         }
         let service = classify::service::<F>(segment)?;
-        classify::lives_on(segment)?;
+        classify::lives_on(segment, Direction::Request)?;
         track::open::<F>(packet, segment, &moment, service)?;
     }
     Err(DropReason::FlowTableFull.into())

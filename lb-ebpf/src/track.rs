@@ -13,7 +13,7 @@ use crate::{
     config, emit,
     maps::{self, FamilyMaps, Workspace},
     packet::Packet,
-    select,
+    select, socket,
 };
 
 /// How many source ports are tried for a new flow: the client's own, then random ones of the SNAT range.
@@ -78,7 +78,7 @@ pub(crate) fn update<F: FamilyMaps>(
     flow: &mut Flow<F::Address>,
 ) -> Result<(), Verdict> {
     let before = flow.state();
-    let state = before.after(segment.flags, flow.direction());
+    let state = before.after(segment.flags);
     if state == before && flow.hop.epoch == moment.epoch {
         return Ok(());
     }
@@ -88,7 +88,8 @@ pub(crate) fn update<F: FamilyMaps>(
     flow.state = state as u8;
     flow.last_seen = moment.time;
     maps::replace_flow::<F>(&segment.key, flow);
-    if state == State::Closing && before != State::Closing {
+    // A FIN ends one direction, and the other may go on for long; a RST ends both.
+    if segment.flags.resets() && before != State::Closing {
         close_peer::<F>(&segment.key, moment.time);
     }
     Ok(())
@@ -119,7 +120,7 @@ pub(crate) fn open<F: FamilyMaps>(
     workspace.peer_key.destination = source::<F>(packet, workspace.flow.hop.interface)?;
     workspace.flow.leave_from(workspace.peer_key.destination);
     workspace.peer = Flow::new(&workspace.peer_key, &segment.key.reversed(), Direction::Reply, identity, moment.time);
-    claim::<F>(workspace, moment.time)?;
+    claim::<F>(packet, workspace, moment.time)?;
     match maps::claim_flow::<F>(&segment.key, &workspace.flow) {
         Ok(()) => {
             maps::count_flow(id);
@@ -133,16 +134,20 @@ pub(crate) fn open<F: FamilyMaps>(
 }
 
 /// Claims a tuple for the replies by adding their entry: to the client's port, or else to a random one of the SNAT range.
+/// A tuple that a socket of the host has or listens for is the host's.
 #[inline(always)]
-fn claim<F: FamilyMaps>(workspace: &mut Workspace<F::Address>, now: u64) -> Result<(), DropReason> {
+fn claim<F: FamilyMaps>(packet: &Packet, workspace: &mut Workspace<F::Address>, now: u64) -> Result<(), DropReason> {
     let Workspace { flow, peer, peer_key } = workspace;
     for _ in 0..SNAT_TRIES {
-        match maps::claim_flow::<F>(peer_key, peer) {
-            Ok(()) => return Ok(()),
-            Err(EEXIST) => {}
-            Err(_no_room) => return Err(DropReason::FlowTableFull),
+        let is_ours = !socket::has_tuple::<F>(packet, peer_key);
+        if is_ours {
+            match maps::claim_flow::<F>(peer_key, peer) {
+                Ok(()) => return Ok(()),
+                Err(EEXIST) => {}
+                Err(_no_room) => return Err(DropReason::FlowTableFull),
+            }
         }
-        if !reap::<F>(peer_key, now) {
+        if !is_ours || !reap::<F>(peer_key, now) {
             let port = random_port();
             flow.leave_from_port(port);
             peer.arrive_at_port(peer_key, port);
@@ -211,7 +216,10 @@ fn close<F: FamilyMaps>(key: &FlowKey<F::Address>, flow: &Flow<F::Address>) {
     if peer::<F>(key, &peer_key).is_some() {
         maps::remove_flow::<F>(&peer_key);
     }
-    maps::remove_flow::<F>(key);
+    // Another CPU may have closed it, too, and opened a new flow in its place: that one stays.
+    if maps::flow::<F>(key).is_some_and(|entry| entry.translated(key.proto) == flow.translated(key.proto)) {
+        maps::remove_flow::<F>(key);
+    }
 }
 
 /// Keeps the entry of the other direction from being the least recently used one while only this direction has packets,
@@ -227,10 +235,11 @@ fn hold_peer<F: FamilyMaps>(key: &FlowKey<F::Address>, now: u64) -> bool {
     let identity = (flow.backend, flow.generation);
     *peer = Flow::new(peer_key, &key.reversed(), flow.direction().opposite(), identity, now);
     peer.state = flow.state;
-    maps::claim_flow::<F>(peer_key, peer).is_ok()
+    // Where there is no room at this moment there will be in a second.
+    maps::claim_flow::<F>(peer_key, peer) != Err(EEXIST)
 }
 
-/// A FIN or RST ends the connection in both directions' entries.
+/// A RST ends the connection in the other direction's entry, too.
 #[inline(never)] // The stack, as above.
 fn close_peer<F: FamilyMaps>(key: &FlowKey<F::Address>, now: u64) {
     let Some(Workspace { flow, peer, peer_key }) = F::workspace() else { return };

@@ -1,10 +1,17 @@
 //! The agent: one task that owns the state, driven by events.
 
-use std::{collections::HashSet, ops::RangeInclusive, path::PathBuf, time::Instant};
+use std::{
+    collections::{BTreeMap, HashSet},
+    ops::RangeInclusive,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
+    time::MissedTickBehavior,
 };
 use tracing::{error, info, warn};
 
@@ -73,6 +80,8 @@ enum Event {
     Services(Update),
     /// The network changed.
     Network(Change),
+    /// It is time to look after things.
+    Tick,
     /// Somebody asks.
     Query(Query),
     /// The services file is to be read again.
@@ -93,18 +102,22 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let first = updates.recv().await.ok_or(AgentError::SourceEnded)??;
     let mut agent = Agent::start(options, first).await?;
     let server = tokio::spawn(server.serve(query_sender));
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let event = tokio::select! {
             update = updates.recv() => Event::Services(update.ok_or(AgentError::SourceEnded)?),
             change = agent.network.change() => Event::Network(change),
             Some(query) = queries.recv() => Event::Query(query),
             event = signals.next() => event,
+            _ = ticks.tick() => Event::Tick,
         };
         match event {
-            Event::Services(Ok(loaded)) => agent.apply(&loaded),
+            Event::Services(Ok(loaded)) => agent.apply(&loaded).await,
             Event::Services(Err(error)) => agent.refuse(&error),
             Event::Network(change) => agent.follow(change).await,
             // Whoever asked may have gone; that is theirs.
+            Event::Tick => agent.confirm_neighbours().await,
             Event::Query(query) => drop(query.reply.send(agent.answer(query.request))),
             // A reload that waits already will do.
             Event::Reload => drop(reload.try_send(())),
@@ -118,6 +131,9 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let _aborted = server.await;
     Ok(())
 }
+
+/// How often neighbours are looked after. The kernel takes one for stale some 15 to 45 s after it was heard of last.
+const TICK: Duration = Duration::from_secs(15);
 
 /// The state.
 struct Agent {
@@ -140,16 +156,17 @@ impl Agent {
     /// Loads, fills the tables, then attaches: the first packet finds all services.
     async fn start(options: Options, first: file::Loaded) -> Result<Self, AgentError> {
         let begin = Instant::now();
-        for interface in &options.interfaces {
-            nix::net::if_::if_nametoindex(interface.as_str())
-                .map_err(|_| DataplaneError::NoInterface { interface: interface.clone() })?;
-        }
+        let options = Options { interfaces: canonical(&options.interfaces)?, ..options };
         let network = Network::follow().await?;
-        let addresses = network.addresses(&options.interfaces).await?;
+        let frontends = first.desired.frontends();
+        let is_frontend = |address| frontends.keys().any(|frontend| frontend.address.ip() == address);
+        let addresses = network.addresses(&options.interfaces, &BTreeMap::new(), is_frontend).await?;
         let mut kernel = Kernel::load(&options.sizes, &options.snat_ports)?;
         let mut sysctls = Sysctls::default();
         if !options.keep_sysctls {
-            sysctls.prepare(&options.interfaces);
+            // VLAN devices on the named interfaces, too: the stack takes in what comes by them.
+            let names = addresses.keys().filter_map(|&index| name_of(index)).collect::<Vec<_>>();
+            sysctls.prepare(&names);
         }
         kernel.set_addresses(&addresses)?;
         let tables = Tables::new(kernel, options.sizes);
@@ -182,7 +199,7 @@ impl Agent {
         Ok(agent)
     }
 
-    fn apply(&mut self, loaded: &file::Loaded) {
+    async fn apply(&mut self, loaded: &file::Loaded) {
         loaded.warnings.iter().for_each(|warning| warn!("{warning}"));
         let begin = Instant::now();
         match self.tables.apply(&loaded.desired) {
@@ -198,6 +215,7 @@ impl Agent {
         if let Err(error) = self.tables.reclaim() {
             error!(error = describe(&error), "table entries that are no longer used could not be freed");
         }
+        self.choose_addresses().await;
     }
 
     /// Keeps the last good state, and says why.
@@ -208,18 +226,36 @@ impl Agent {
     }
 
     async fn follow(&mut self, change: Change) {
-        if change == Change::Addresses {
+        if change == Change::Everything
+            && let Err(error) = self.network.list_neighbours().await
+        {
+            error!(error = describe(&error), "the neighbours are not known");
+        }
+        if change >= Change::Addresses {
             self.attach_again();
-            match self.network.addresses(&self.options.interfaces).await {
-                Ok(addresses) => {
-                    if let Err(error) = self.tables.dataplane_mut().set_addresses(&addresses) {
-                        error!(error = describe(&error), "the interfaces' addresses could not be set");
-                    }
-                }
-                Err(error) => error!(error = describe(&error), "the interfaces' addresses are not known"),
-            }
+            self.choose_addresses().await;
         }
         self.tables.dataplane().begin_epoch();
+    }
+
+    /// Sets the addresses that packets leave with, as the interfaces and services are now.
+    async fn choose_addresses(&mut self) {
+        let desired = Arc::clone(self.tables.applied());
+        let before = self.tables.dataplane().addresses().clone();
+        let is_frontend = |address| desired.frontends().keys().any(|frontend| frontend.address.ip() == address);
+        match self.network.addresses(&self.options.interfaces, &before, is_frontend).await {
+            Ok(addresses) => {
+                if let Err(error) = self.tables.dataplane_mut().set_addresses(&addresses) {
+                    error!(error = describe(&error), "the interfaces' addresses could not be set");
+                }
+            }
+            Err(error) => error!(error = describe(&error), "the interfaces' addresses are not known"),
+        }
+    }
+
+    async fn confirm_neighbours(&self) {
+        let addresses = self.tables.dataplane().addresses();
+        self.network.confirm_neighbours(|interface| addresses.contains_key(&interface)).await;
     }
 
     /// An interface that was removed and made again has a new number and no program.
@@ -237,7 +273,10 @@ impl Agent {
                     }
                     match kernel.attach(&interface, self.options.xdp) {
                         Ok(()) => info!("attached to {interface} again, which had been removed"),
-                        Err(error) => error!(error = describe(&error), "cannot attach to {interface} again"),
+                        Err(error) if self.lost.insert(interface.clone()) => {
+                            error!(error = describe(&error), "cannot attach to {interface} again");
+                        }
+                        Err(_again) => {}
                     }
                 }
                 None => {
@@ -327,6 +366,25 @@ impl Agent {
             })
             .collect()
     }
+}
+
+/// The names by which the kernel tells of interfaces, each once: they may have been given by other names of theirs.
+fn canonical(interfaces: &[String]) -> Result<Vec<String>, DataplaneError> {
+    let mut names = Vec::new();
+    for interface in interfaces {
+        let index = nix::net::if_::if_nametoindex(interface.as_str()).ok();
+        let name = index.and_then(name_of);
+        let name = name.ok_or_else(|| DataplaneError::NoInterface { interface: interface.clone() })?;
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+/// The name of an interface.
+fn name_of(index: u32) -> Option<String> {
+    nix::net::if_::if_indextoname(index).ok()?.into_string().ok()
 }
 
 /// The signals that mean something.

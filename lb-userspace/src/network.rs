@@ -14,10 +14,12 @@ use rtnetlink::{
         AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
         link::{InfoKind, LinkAttribute, LinkInfo},
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     },
     sys::SocketAddr,
 };
+
+use tracing::{debug, error};
 
 use crate::dataplane::kernel::Addresses;
 
@@ -25,8 +27,16 @@ use crate::dataplane::kernel::Addresses;
 pub struct Network {
     handle: Handle,
     messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
-    /// Interface and address → Ethernet address, of those that are resolved.
-    neighbours: HashMap<(u32, IpAddr), Vec<u8>>,
+    /// Interface and address → those that are resolved.
+    neighbours: HashMap<(u32, IpAddr), Neighbour>,
+}
+
+/// A neighbour whose Ethernet address is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Neighbour {
+    mac: Vec<u8>,
+    /// Not confirmed for a while.
+    is_stale: bool,
 }
 
 /// What the datapath has to know of.
@@ -36,6 +46,8 @@ pub enum Change {
     Hops,
     /// An interface or an address, and so perhaps the next hops, too.
     Addresses,
+    /// Nobody knows: the kernel had more to tell than could be taken in.
+    Everything,
 }
 
 /// Why the network could not be read.
@@ -78,7 +90,9 @@ impl Network {
     pub async fn change(&mut self) -> Change {
         loop {
             let Some((message, _)) = self.messages.next().await else {
-                // The connection has ended; there is nothing to wait for any more.
+                error!(
+                    "rtnetlink has ended: changes of routes and neighbours are not followed any more; restart wharf"
+                );
                 return std::future::pending().await;
             };
             let mut change = self.read(message.payload);
@@ -92,7 +106,16 @@ impl Network {
     }
 
     /// The addresses of these interfaces, and of the VLAN devices on them, by interface number.
-    pub async fn addresses(&self, interfaces: &[String]) -> Result<BTreeMap<u32, Addresses>, NetworkError> {
+    ///
+    /// Of several addresses the one that was chosen before stays; clients of a new one would lose nothing, but flows of the
+    /// old one would. Else an address of a subnet comes before one that stands alone, which often moves to
+    /// another machine, and any of them before one that is a frontend.
+    pub async fn addresses(
+        &self,
+        interfaces: &[String],
+        before: &BTreeMap<u32, Addresses>,
+        is_frontend: impl Fn(IpAddr) -> bool,
+    ) -> Result<BTreeMap<u32, Addresses>, NetworkError> {
         let listed = |what| move |source| NetworkError::List { what, source };
         let mut ours = BTreeMap::new();
         let mut children = Vec::new();
@@ -119,19 +142,52 @@ impl Network {
                 ours.entry(child).or_default();
             }
         }
+        let mut candidates = Vec::new();
         let mut addresses = std::pin::pin!(self.handle.address().get().execute());
         while let Some(message) = addresses.try_next().await.map_err(listed("addresses"))? {
-            if let (Some(known), Some(address)) = (ours.get_mut(&message.header.index), usable(&message)) {
-                match address {
-                    IpAddr::V4(address) => known.v4 = known.v4.or(Some(address)),
-                    IpAddr::V6(address) => known.v6 = known.v6.or(Some(address)),
-                }
+            if let Some(address) = usable(&message) {
+                candidates.push(Candidate {
+                    interface: message.header.index,
+                    is_frontend: is_frontend(address),
+                    stands_alone: message.header.prefix_len == if address.is_ipv4() { 32 } else { 128 },
+                    address,
+                });
+            }
+        }
+        for (&interface, known) in &mut ours {
+            let present = before.get(&interface).copied().unwrap_or_default();
+            let here = || candidates.iter().filter(move |candidate| candidate.interface == interface);
+            // The kernel lists the oldest IPv4 address first, and the oldest IPv6 address last.
+            let v4 = choose(here().filter(|it| it.address.is_ipv4()), present.v4.map(IpAddr::V4));
+            let v6 = choose(here().filter(|it| it.address.is_ipv6()).rev(), present.v6.map(IpAddr::V6));
+            if let Some(IpAddr::V4(address)) = v4 {
+                known.v4 = Some(address);
+            }
+            if let Some(IpAddr::V6(address)) = v6 {
+                known.v6 = Some(address);
             }
         }
         Ok(ours)
     }
 
-    async fn list_neighbours(&mut self) -> Result<(), NetworkError> {
+    /// Makes the kernel ask neighbours on these interfaces that it has not heard of for a while. It does that by itself only
+    /// for those that it sends to, and XDP sends past it: one that has changed its Ethernet address would never be noticed.
+    pub async fn confirm_neighbours(&self, is_ours: impl Fn(u32) -> bool) {
+        for (&(interface, address), neighbour) in &self.neighbours {
+            if neighbour.is_stale && is_ours(interface) {
+                let request = self.handle.neighbours().add(interface, address).replace();
+                let request = request.state(NeighbourState::Stale).flags(NeighbourFlags::Use);
+                if let Err(error) = request.execute().await {
+                    // It may have gone meanwhile.
+                    debug!(%error, "cannot have {address} confirmed");
+                }
+            }
+        }
+    }
+
+    /// Learns all neighbours anew.
+    pub async fn list_neighbours(&mut self) -> Result<(), NetworkError> {
+        self.neighbours.clear();
         let handle = self.handle.clone();
         let mut neighbours = std::pin::pin!(handle.neighbours().get().execute());
         while let Some(message) =
@@ -157,11 +213,7 @@ impl Network {
                 | RouteNetlinkMessage::DelAddress(_) => Some(Change::Addresses),
                 _ => None,
             },
-            // Messages were lost: anything may have changed.
-            NetlinkPayload::Overrun(_) => {
-                self.neighbours.clear();
-                Some(Change::Addresses)
-            }
+            NetlinkPayload::Overrun(_) => Some(Change::Everything),
             _ => None,
         }
     }
@@ -193,14 +245,33 @@ impl Network {
                 | NeighbourState::Noarp
         );
         let before = match mac.filter(|_| is_there && resolved) {
-            Some(mac) => match self.neighbours.insert(key, mac.clone()) {
-                Some(before) if before == mac => return None,
-                before => before,
-            },
+            Some(mac) => {
+                let is_stale = message.header.state == NeighbourState::Stale;
+                match self.neighbours.insert(key, Neighbour { mac: mac.clone(), is_stale }) {
+                    Some(before) if before.mac == mac => return None,
+                    before => before,
+                }
+            }
             None => self.neighbours.remove(&key),
         };
         before.map(|_| Change::Hops)
     }
+}
+
+/// An address that packets could leave an interface with.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    interface: u32,
+    is_frontend: bool,
+    /// Of no subnet.
+    stands_alone: bool,
+    address: IpAddr,
+}
+
+/// The best of an interface's addresses, the oldest coming first. See [`Network::addresses`].
+fn choose<'a>(candidates: impl Iterator<Item = &'a Candidate> + Clone, present: Option<IpAddr>) -> Option<IpAddr> {
+    let stays = candidates.clone().find(|it| !it.is_frontend && Some(it.address) == present);
+    stays.or_else(|| candidates.min_by_key(|it| (it.is_frontend, it.stands_alone))).map(|it| it.address)
 }
 
 /// An address that packets may leave with: global, no duplicate, not on its way out, and the first of its subnet.
@@ -226,5 +297,42 @@ fn usable(message: &AddressMessage) -> Option<IpAddr> {
 impl std::fmt::Debug for Network {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Network").field("neighbours", &self.neighbours.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Addresses with a slash stand alone, with a star are frontends.
+    #[track_caller]
+    fn check(candidates: &[&str], present: Option<&str>, expect: Option<&str>) {
+        let candidates: Vec<_> = candidates
+            .iter()
+            .map(|text| Candidate {
+                interface: 1,
+                is_frontend: text.contains('*'),
+                stands_alone: text.contains('/'),
+                address: text.trim_matches(['*', '/']).parse().unwrap(),
+            })
+            .collect();
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(choose(candidates.iter(), present.map(address)), expect.map(address));
+    }
+
+    #[test]
+    fn the_oldest_address_of_a_subnet_is_chosen_and_stays() {
+        check(&[], None, None);
+        check(&["10.0.0.1", "10.0.0.2"], None, Some("10.0.0.1"));
+        check(&["10.0.0.9", "10.0.0.1", "10.0.0.2"], Some("10.0.0.1"), Some("10.0.0.1"));
+        check(&["10.0.0.2"], Some("10.0.0.1"), Some("10.0.0.2"));
+    }
+
+    #[test]
+    fn an_address_that_may_move_away_comes_last() {
+        check(&["10.0.0.7/", "10.0.0.1"], None, Some("10.0.0.1"));
+        check(&["10.0.0.6*", "10.0.0.7/", "10.0.0.8/*"], None, Some("10.0.0.7"));
+        check(&["10.0.0.6*", "10.0.0.1"], Some("10.0.0.6"), Some("10.0.0.1"));
+        check(&["10.0.0.6*"], None, Some("10.0.0.6"));
     }
 }

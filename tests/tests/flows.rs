@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fs, iter,
-    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -128,15 +128,15 @@ fn source_hash_spreads_clients_and_keeps_each_where_it_is() {
     let [v4, v6] = vips(80);
     for (vip, prefix, flag) in [(v4, "192.168.1.", ""), (v6, "fd01:1::", "nodad")] {
         let addresses = || (100..200).map(|number| format!("{prefix}{number}").parse::<IpAddr>().unwrap());
-        let add: String = addresses().map(|address| format!("addr add {address} dev eth0 {flag}\n")).collect();
-        lab.client().namespace().ip(&add);
+        let add = addresses().map(|address| format!("addr add {address} dev eth0 {flag}"));
+        lab.client().namespace().ip(&add.collect::<Vec<_>>().join("\n"));
         let mut tally = Tally::default();
         for address in addresses() {
             let tcp = |port| lab.client().tcp_from((address, port), vip).unwrap().backend().to_owned();
             let udp = |port| lab.client().udp_from((address, port), vip).unwrap().ask("who?").unwrap();
-            let backends = HashSet::from([tcp(1), tcp(2), tcp(3), udp(1), udp(2), udp(3)]);
-            assert_eq!(backends.len(), 1, "{backends:?} for {address}");
-            backends.into_iter().for_each(|backend| tally.count(Ok(backend)));
+            let backend = tcp(1);
+            assert_eq!([tcp(2), tcp(3), udp(1), udp(2), udp(3)], [(); 5].map(|()| backend.clone()), "for {address}");
+            tally.count(Ok(backend));
         }
         assert_spread(&tally, &["b1", "b2", "b3"]);
     }
@@ -177,7 +177,7 @@ fn a_removed_backend_gets_no_new_connections_and_the_others_keep_theirs() {
                 assert_answers(&client.get_many(vip, 30, 1), &[("b1", 10), ("b2", 10), ("b3", 10)]);
             }
         }
-        for outcome in conversations.into_iter().flat_map(|conversations| conversations.finish()) {
+        for outcome in conversations.into_iter().flat_map(Conversations::finish) {
             assert!(outcome.backend == "b3" || outcome.end.is_ok(), "{outcome:?}");
         }
     }
@@ -194,10 +194,8 @@ fn no_connection_fails_while_backends_change() {
             agent.apply(&web([lab.backend(1), lab.backend(2)]));
         }
         for tally in arrivals.map(Arrivals::finish) {
-            assert!(
-                tally.errors.is_empty() && ["b1", "b2", "b3"].iter().all(|backend| tally.of(backend) > 0),
-                "{tally}"
-            );
+            assert!(tally.errors.is_empty(), "{tally}");
+            assert_eq!(tally.answers.keys().collect::<Vec<_>>(), ["b1", "b2", "b3"]);
         }
     }
 }
@@ -327,12 +325,12 @@ fn services_that_share_a_backend_do_not_mix() {
     let one = || [(lab.backend(1), 1)];
     let file = ["services:\n", &service(80, "random", one()), &service(81, "random", one())].concat();
     let _agent = Agent::start(&lab, &file, &[]);
-    for [first, second] in vips(80).into_iter().zip(vips(81)).map(<[_; 2]>::from) {
+    for (first, second) in vips(80).into_iter().zip(vips(81)) {
         let from = |port| (address_for(lab.client(), first), port);
         let open = |port| [first, second].map(|vip| lab.client().tcp_from(from(port), vip).unwrap());
+        let connections = (20_000..20_200).map(open).collect::<Vec<_>>();
         let mut seen = HashSet::new();
-        for (number, mut connection) in (20_000..20_200).map(open).collect::<Vec<_>>().into_iter().flatten().enumerate()
-        {
+        for (number, mut connection) in connections.into_iter().flatten().enumerate() {
             connection.echo(&number.to_string()).unwrap();
             seen.insert(connection.whoami().unwrap());
         }
@@ -359,18 +357,16 @@ fn a_source_port_may_be_used_again_at_once() {
 
 #[test]
 fn a_backend_sees_the_balancer() {
-    for lab in labs(2) {
+    for lab in labs(1) {
         let _servers = lab.serve(8080);
         let _agent = Agent::start(&lab, &web(lab.backends()), &[]);
-        // The address on the link to the backend: they differ in a routed lab.
-        let own: Vec<_> = lab.lb().addresses().collect();
         for vip in vips(80) {
+            // Its address on the link to the backend, which in a routed lab is the last.
+            let own = lab.lb().addresses().filter(|address| address.is_ipv4() == vip.is_ipv4()).last().unwrap();
             let mut connection = lab.client().tcp(vip).unwrap();
-            let seen = connection.whoami().unwrap();
-            assert!(own.contains(&seen.ip()), "{seen}");
-            assert_eq!(seen.port(), connection.local_address().unwrap().port(), "it is free, so it is kept");
-            let (_, seen) = lab.client().udp(vip).unwrap().whoami().unwrap();
-            assert!(own.contains(&seen.ip()), "{seen}");
+            let kept = connection.local_address().unwrap().port();
+            assert_eq!(connection.whoami().unwrap(), SocketAddr::new(own, kept));
+            assert_eq!(lab.client().udp(vip).unwrap().whoami().unwrap().1.ip(), own);
         }
     }
 }
@@ -483,8 +479,9 @@ fn connections_follow_a_route() {
     thread::sleep(MOMENT);
     assert!(all_alive(), "by the detour");
     forward("0");
+    thread::sleep(MOMENT);
     for conversations in &conversations {
-        assert_eq!(conversations.stuck(Duration::ZERO), ["b1", "b1"]);
+        assert_eq!(conversations.stuck(MOMENT), ["b1", "b1"]);
     }
     routes("del");
     thread::sleep(MOMENT);
@@ -520,7 +517,7 @@ fn megabytes_arrive_as_they_were_sent() {
     for lab in labs(1) {
         let _servers = lab.serve(8080);
         let _agent = Agent::start(&lab, &web(lab.backends()), &[]);
-        let line: String = (0..600_000).map(|number| format!("{number} ")).collect();
+        let line = (0..600_000).map(|number| number.to_string()).collect::<Vec<_>>().join(" ");
         for vip in vips(80) {
             lab.client().tcp(vip).unwrap().echo(&line).unwrap();
         }
@@ -714,28 +711,26 @@ fn a_quarter_of_a_million_backends_are_taken_up() {
         let begin = Instant::now();
         agent.edit(&file);
         let answers = || lab.client().tcp(vips(80)[0]).is_ok_and(|connection| connection.backend() == backend);
-        assert!(poll(Duration::from_secs(60), || answers().then_some(())).is_some(), "{backend} does not answer");
+        assert!(poll(6 * SOON, || answers().then_some(())).is_some(), "{backend} does not answer");
         begin.elapsed()
     };
-    let all = took(format!("{}{many}", web([lab.backend(1)])), "b1");
-    let one = took(format!("{}{many}", web([lab.backend(2)])), "b2");
-    println!("5,000 services with 250,000 backends: all took {all:.2?}, then one change {one:.2?}, and in the kernel");
-    agent.log().lines().filter(|line| line.contains("services applied")).for_each(|line| println!("{line}"));
-    let status = agent.status();
-    let used =
-        |table| status["tables"].as_array().unwrap().iter().find(|t| t["name"] == table).unwrap()["used"].clone();
-    assert_eq!((used("services"), used("backends")), (Value::from(5_003), Value::from(249_954)));
+    let all = took(web([lab.backend(1)]) + &many, "b1");
+    let one = took(web([lab.backend(2)]) + &many, "b2");
+    let services = agent.ask("services");
+    assert_eq!(services.as_array().unwrap().len(), 4_999 + 4, "one for each protocol and family");
+    println!("5,000 services with 250,000 backends: all took {all:.2?}, then one change {one:.2?}, and of that");
+    agent.log().lines().filter(|line| line.contains("services applied")).for_each(|line| println!("  {line}"));
 }
 
+/// Called so that the service of [`web`] comes after them, in the order in which the agent works.
 fn many_services(services: u32, backends: u32) -> String {
-    let numbered = |base: u32, number| std::net::Ipv4Addr::from_bits(base + number);
-    let (address, backend) = (0x0a64_0000, 0x0a80_0000);
+    let address = |network: [u8; 4], number| Ipv4Addr::from_bits(u32::from_be_bytes(network) + number).to_string();
     let service = |i| {
-        let backends = (i * backends..(i + 1) * backends).map(|b| numbered(backend, b).to_string()).collect::<Vec<_>>();
+        let backends = (i * backends..(i + 1) * backends).map(|number| address([10, 128, 0, 0], number));
         format!(
-            "  - {{ name: s{i}, addresses: [{}], ports: [{{ port: 80 }}], backends: [{}] }}\n",
-            numbered(address, i),
-            backends.join(", ")
+            "  - {{ name: a{i}, addresses: [{}], ports: [{{ port: 80 }}], backends: [{}] }}\n",
+            address([10, 100, 0, 0], i),
+            backends.collect::<Vec<_>>().join(", ")
         )
     };
     (0..services).map(service).collect()

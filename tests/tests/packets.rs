@@ -384,7 +384,7 @@ fn replies(f: Family) -> Vec<Row> {
         row(
             "with TTL 1 is the stack's",
             by_backend(&f.reply().tcp(8080, 4242).syn().ack().ttl(1)),
-            Expect::Passed("ttl-expired"),
+            Expect::Dropped("reply-ttl-expired"),
         )
         .after([syn().into()]),
     ]

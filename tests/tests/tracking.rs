@@ -1,5 +1,5 @@
 //! What the datapath remembers of flows, step by step through the loaded program.
-#![expect(clippy::panic, reason = "this is test code: it fails by panicking")]
+#![expect(clippy::expect_used, clippy::panic, reason = "this is test code: it fails by panicking")]
 
 use std::process::Command;
 
@@ -256,5 +256,20 @@ fn a_connection_in_which_only_the_client_talks_can_still_be_answered() {
         let result = datapath.from_clients(&reply);
         let told = describe(&result.packet);
         assert!(result.action == TX && told.contains("10.96.0.10:80 > 192.0.2.7:4242"), "{told}");
+    });
+}
+
+#[test]
+fn the_ports_of_the_hosts_own_sockets_stay_theirs() {
+    with_datapath(SIZES, |datapath| {
+        datapath.apply(&services("10.2.0.1"));
+        let _udp = std::net::UdpSocket::bind("10.0.0.1:4242").expect("the address is ours");
+        let _tcp = std::net::TcpListener::bind("10.0.0.1:4243").expect("the address is ours");
+        let (_, port) = send(datapath, &datagram("192.0.2.7", 4242));
+        assert_ne!(port, 4242, "a socket of the host has it");
+        let (_, port) = send(datapath, &syn("192.0.2.7", 4243));
+        assert_ne!(port, 4243, "a socket of the host listens there");
+        assert_eq!(send(datapath, &syn("192.0.2.7", 4242)).1, 4242, "by TCP it is free");
+        assert_eq!(send(datapath, &datagram("192.0.2.7", 4243)).1, 4243, "by UDP it is free");
     });
 }

@@ -1,6 +1,6 @@
 //! `wharf run`: the agent.
 
-use std::{collections::HashSet, ops::RangeInclusive, path::PathBuf, process::ExitCode};
+use std::{ops::RangeInclusive, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 
@@ -24,8 +24,9 @@ pub(super) struct Args {
     /// Where other commands reach the agent
     #[arg(long, value_name = "PATH", default_value = admin::DEFAULT_SOCKET)]
     admin: PathBuf,
-    /// The source ports that a flow may take towards a backend where its own is taken
-    #[arg(long, value_name = "FIRST-LAST", default_value = "61000-65535", value_parser = port_range)]
+    /// The source ports that a flow may take towards a backend where its own is taken; not those that the host's own
+    /// connections take (`net.ipv4.ip_local_port_range`)
+    #[arg(long, value_name = "FIRST-LAST", default_value = "1024-32767", value_parser = port_range)]
     snat_ports: RangeInclusive<u16>,
     /// Leave kernel settings as they are, even where forwarding is off
     #[arg(long)]
@@ -35,12 +36,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let mut interfaces = args.interfaces;
-    // One program an interface, however often it is named.
-    let mut named = HashSet::new();
-    interfaces.retain(|interface| named.insert(interface.clone()));
     let options = Options {
-        interfaces,
+        interfaces: args.interfaces,
         xdp: args.xdp,
         services: args.services,
         admin: args.admin,
@@ -57,7 +54,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
-    let wrong = || format!("{text} is not a range of ports such as 61000-65535");
+    let wrong = || format!("{text} is not a range of ports such as 1024-32767");
     let (first, last) = text.split_once('-').ok_or_else(wrong)?;
     let first: u16 = first.parse().map_err(|_| wrong())?;
     let last: u16 = last.parse().map_err(|_| wrong())?;

@@ -185,6 +185,11 @@ impl Kernel {
         Ok(())
     }
 
+    /// The addresses that packets leave with, by interface number.
+    pub fn addresses(&self) -> &BTreeMap<u32, Addresses> {
+        &self.known_addresses
+    }
+
     /// The addresses that packets leave an interface with; none if there is no such interface.
     pub fn addresses_of(&self, interface: &str) -> Addresses {
         let index = nix::net::if_::if_nametoindex(interface).unwrap_or(0);

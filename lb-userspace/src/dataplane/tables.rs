@@ -138,7 +138,7 @@ impl<D: Dataplane> Tables<D> {
     }
 
     /// What the maps say now.
-    pub fn applied(&self) -> &Desired {
+    pub fn applied(&self) -> &Arc<Desired> {
         &self.applied
     }
 

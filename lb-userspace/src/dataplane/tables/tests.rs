@@ -17,8 +17,11 @@ fn name(name: &str) -> ServiceName {
     ServiceName { name: name.into(), port: "http".into(), protocol: Protocol::Tcp, family: IpFamily::V4 }
 }
 
+/// The last byte of a service's address, its algorithm, and the last bytes and weights of its backends.
+type Row<'a> = (u8, Algorithm, &'a [(u8, u16)]);
+
 /// Services 10.0.0.`i`:80 with an algorithm and the weights of backends 10.1.0.`j`:80.
-fn desired(services: &[(u8, Algorithm, &[(u8, u16)])]) -> Arc<Desired> {
+fn desired(services: &[Row<'_>]) -> Arc<Desired> {
     let mut desired = Desired::default();
     for &(i, algorithm, backends) in services {
         let service = model::Service {
@@ -60,7 +63,7 @@ fn check(tables: &Tables<Memory>, desired: &Desired) {
         let live = wanted.backends.iter().filter(|(_, weight)| weight.get() > 0);
         assert_eq!(found, live.map(|(&address, _)| address).collect());
     }
-    assert_eq!(tables.applied(), desired);
+    assert_eq!(**tables.applied(), *desired);
 }
 
 #[test]
@@ -107,7 +110,7 @@ fn a_change_that_does_not_fit_changes_nothing_and_says_what_it_needs() {
     let state = desired(&[(1, Algorithm::Random, &[(1, 1), (2, 1)])]);
     tables.apply(&state).unwrap();
     let many: Vec<_> = (1..=20).map(|j| (j, 1)).collect();
-    let services: Vec<(u8, Algorithm, &[(u8, u16)])> = (1..=9).map(|i| (i, Algorithm::Random, &[][..])).collect();
+    let services: Vec<Row<'_>> = (1..=9).map(|i| (i, Algorithm::Random, &[][..])).collect();
     let cases: [(_, &str, u64); 3] = [
         (desired(&[(1, Algorithm::Random, &many)]), "--max-backends", 20),
         (desired(&services), "--max-services", 9),

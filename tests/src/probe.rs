@@ -13,8 +13,7 @@ use std::{
 };
 
 use nix::sys::socket::{
-    self, AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, setsockopt,
-    sockopt::{Linger, ReuseAddr},
+    self, AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, setsockopt, sockopt::ReuseAddr,
 };
 
 use crate::{servers::WHOAMI, topology::Host};
@@ -160,8 +159,12 @@ impl Connection {
 
     /// Ends it without a farewell, so that the client may use its port again at once.
     pub fn reset(self) {
-        let without_farewell = libc::linger { l_onoff: 1, l_linger: 0 };
-        setsockopt(self.stream.get_ref(), Linger, &without_farewell).expect("it is a TCP socket");
+        // Closing it would not do: a process that is started at this moment has a copy of the descriptor.
+        let nobody = libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
+        let length = size_of_val(&nobody) as libc::socklen_t;
+        // SAFETY: The address is one, of this length.
+        let result = unsafe { libc::connect(self.stream.get_ref().as_raw_fd(), &raw const nobody, length) };
+        assert_eq!(result, 0, "{}", io::Error::last_os_error());
     }
 
     /// The client's address as the backend sees it.

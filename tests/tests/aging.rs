@@ -1,5 +1,4 @@
 //! What only time shows: each of these waits for tens of seconds, all at once.
-#![expect(clippy::unwrap_used, reason = "this is test code: it fails by panicking")]
 
 use std::{
     io::{Read as _, Write as _},

@@ -1,5 +1,5 @@
 //! What the datapath remembers of flows, step by step through the loaded program.
-#![expect(clippy::expect_used, clippy::panic, reason = "this is test code: it fails by panicking")]
+#![expect(clippy::panic, reason = "this is test code: it fails by panicking")]
 
 use std::process::Command;
 

@@ -33,10 +33,10 @@ impl Sysctls {
                 self.set(ipv4.join("rp_filter"), "2");
             }
         }
-        self.prepare_ipv6(&root.join("ipv6/conf"));
+        self.prepare_ipv6(&root.join("ipv6/conf"), interfaces);
     }
 
-    fn prepare_ipv6(&mut self, ipv6: &Path) {
+    fn prepare_ipv6(&mut self, ipv6: &Path, named: &[String]) {
         let Ok(interfaces) = fs::read_dir(ipv6) else {
             info!("this kernel has no IPv6");
             return;
@@ -47,11 +47,19 @@ impl Sysctls {
                 self.set(interface.join("accept_ra"), "2");
             }
         }
-        // Writing to `all` writes to each interface: what they were is noted before.
-        for interface in interfaces.iter().filter(|interface| !interface.ends_with("all")) {
-            self.set(interface.join("forwarding"), "1");
+        let all = ipv6.join("all/forwarding");
+        if read(&all).is_ok_and(|value| value != "1") {
+            // Writing to `all` writes to every interface: what each was is written back after it, even where it was the same.
+            for path in interfaces.iter().filter(|it| !it.ends_with("all")).map(|it| it.join("forwarding")) {
+                if let Ok(before) = read(&path) {
+                    self.changed.push((path, before));
+                }
+            }
+            self.set(all, "1");
         }
-        self.set(ipv6.join("all/forwarding"), "1");
+        for interface in named {
+            self.set(ipv6.join(interface).join("forwarding"), "1");
+        }
     }
 
     fn set(&mut self, path: PathBuf, wanted: &str) {

@@ -57,8 +57,21 @@ struct Report {
     verified_instructions: Option<u32>,
     /// Net ns a packet.
     rows: Vec<Row>,
+    /// Where the time goes: IPv4 packets that are done with early, by the reason that they are counted under.
+    steps: Vec<Step>,
     /// What a change of the services costs.
     changes: Vec<Change>,
+}
+
+/// A packet that goes part of the way.
+#[derive(Clone, Serialize)]
+struct Step {
+    /// How it is counted.
+    reason: &'static str,
+    /// What is done for it.
+    what: &'static str,
+    /// Net ns.
+    ns: f64,
 }
 
 /// How long it takes from a services file to the kernel.
@@ -107,7 +120,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let mut report = Report { verified_instructions: None, rows: Vec::new(), changes: Vec::new() };
+    let mut report = Report { verified_instructions: None, rows: Vec::new(), steps: Vec::new(), changes: Vec::new() };
     let mut cases = Vec::new();
     for is_v6 in [false, true] {
         for kind in [Kind::Tcp, Kind::Udp] {
@@ -127,6 +140,7 @@ fn run(args: &Args) -> Result<()> {
         report.verified_instructions = instructions;
         report.rows.push(row);
     }
+    report.steps = with_datapath(Sizes { flows: 1 << 12, ..Sizes::DEFAULT }, steps)?;
     for (services, backends) in [(5_000, 50), (100_000, 2)] {
         eprint!("\r\x1b[Kchanges with {services} services of {backends} backends");
         let sizes = Sizes { flows: 1 << 12, ..Sizes::DEFAULT };
@@ -159,15 +173,7 @@ fn measure(datapath: &mut Datapath, is_v6: bool, kind: Kind, services: u32, flow
     // The second packet of a connection changes its state; from the third on nothing is written.
     generator.send(&steady, flows)?;
 
-    let mut figures = Vec::new();
-    for _ in 0..ROUNDS {
-        generator.aim(Target::Nothing, datapath)?;
-        let generator_ns = generator.send(&steady, PACKETS)?;
-        generator.aim(Target::Wharf, datapath)?;
-        figures.push((generator.send(&steady, PACKETS)? - generator_ns, generator_ns));
-    }
-    figures.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let (established_ns, generator_ns) = *figures.get(ROUNDS / 2).context("there are rounds")?;
+    let (established_ns, generator_ns) = generator.net(datapath, &steady)?;
     let row = Row {
         family: if is_v6 { "IPv6" } else { "IPv4" },
         protocol: match kind {
@@ -182,6 +188,37 @@ fn measure(datapath: &mut Datapath, is_v6: bool, kind: Kind, services: u32, flow
     };
     let instructions = datapath.tables.dataplane_mut().verified_instructions()?;
     Ok((row, instructions))
+}
+
+fn steps(datapath: &mut Datapath) -> Result<Vec<Step>> {
+    datapath.apply(&services_file(false, 1));
+    let mut generator = Generator::load(datapath)?;
+    let steady = traffic(false, Kind::Tcp, false, 1, 1);
+    let mut not_ip = steady;
+    // The Ethernet protocol is in bytes 12 and 13, the second half of the second word.
+    let mut bytes: Vec<u8> = not_ip.packet.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    bytes.splice(12..14, [0x08, 0x06]);
+    for (word, chunk) in not_ip.packet.iter_mut().zip(bytes.as_chunks().0) {
+        *word = u64::from_ne_bytes(*chunk);
+    }
+    let elsewhere = Traffic { service: 0x0A90_0000, ..steady };
+    generator.aim(Target::Wharf, datapath)?;
+    generator.send(&traffic(false, Kind::Tcp, true, 1, 1), 1)?;
+    generator.send(&steady, 1)?;
+    let steps = [
+        ("not-ip", "called, Ethernet read, counted", not_ip),
+        ("not-service", "and IP and TCP read, no flow and no service found", elsewhere),
+        ("tx", "and instead a flow found and copied, the packet translated", steady),
+    ];
+    steps
+        .into_iter()
+        .map(|(reason, what, traffic)| {
+            let before = datapath.count(reason);
+            let ns = generator.net(datapath, &traffic)?.0;
+            anyhow::ensure!(datapath.count(reason) > before, "no packet was counted as {reason}");
+            Ok(Step { reason, what, ns })
+        })
+        .collect()
 }
 
 fn change(datapath: &mut Datapath, services: u32, backends: u32) -> Result<Change> {
@@ -251,6 +288,19 @@ impl Generator {
             Target::Nothing => program(&mut self.object, "nothing")?.fd()?,
         };
         Ok(self.under_test.set(0, fd, 0)?)
+    }
+
+    /// Net ns a packet, and the generator's own: the median of several rounds, each with both.
+    fn net(&mut self, datapath: &mut Datapath, traffic: &Traffic) -> Result<(f64, f64)> {
+        let mut figures = Vec::new();
+        for _ in 0..ROUNDS {
+            self.aim(Target::Nothing, datapath)?;
+            let generator_ns = self.send(traffic, PACKETS)?;
+            self.aim(Target::Wharf, datapath)?;
+            figures.push((self.send(traffic, PACKETS)? - generator_ns, generator_ns));
+        }
+        figures.sort_by(|a, b| a.0.total_cmp(&b.0));
+        figures.get(ROUNDS / 2).copied().context("there are rounds")
     }
 
     /// Sends so many packets; gives ns a packet, the generator's own time included.
@@ -366,9 +416,16 @@ fn text(report: &Report) -> String {
     for column in changes.column_iter_mut() {
         column.set_cell_alignment(CellAlignment::Right);
     }
+    let mut steps = Table::new();
+    steps.load_style(presets::NOTHING);
+    steps.set_header(["COUNTED AS", "ns", "WHAT IS DONE"]);
+    for step in &report.steps {
+        steps.add_row([step.reason.to_owned(), format!("{:.0}", step.ns), step.what.to_owned()]);
+    }
     let instructions = report.verified_instructions.map_or("unknown".to_owned(), |count| count.to_string());
     format!(
         "XDP, net ns a packet (median of {ROUNDS} rounds of {PACKETS} packets), next hop resolved:\n\n{table}\n\n\
+         Where the time of an IPv4 packet goes, at one flow:\n\n{steps}\n\n\
          From a services file to the kernel:\n\n{changes}\n\n\
          instructions that the verifier went through: wharf_xdp {instructions}"
     )

@@ -12,8 +12,11 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::socket::{
-    self, AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, setsockopt, sockopt::ReuseAddr,
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        self, AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, setsockopt, sockopt::ReuseAddr,
+    },
 };
 
 use crate::{servers::WHOAMI, topology::Host};
@@ -124,10 +127,12 @@ impl Connection {
         setsockopt(&socket, ReuseAddr, &true)?;
         socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(from))?;
         let stream = TcpStream::from(socket);
-        // It bounds how long connecting takes, too.
+        // It bounds how long connecting takes, too; a connection that is still in progress then has failed.
         stream.set_write_timeout(Some(TIMEOUT))?;
-        socket::connect(stream.as_raw_fd(), &SockaddrStorage::from(to))?;
-        Self::over(stream)
+        match socket::connect(stream.as_raw_fd(), &SockaddrStorage::from(to)) {
+            Err(Errno::EINPROGRESS) => Err(io::ErrorKind::TimedOut.into()),
+            result => result.map_err(io::Error::from).and_then(|()| Self::over(stream)),
+        }
     }
 
     fn over(stream: TcpStream) -> io::Result<Self> {

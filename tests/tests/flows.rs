@@ -338,6 +338,22 @@ fn services_that_share_a_backend_do_not_mix() {
     }
 }
 
+/// Both would be the same to the backend if the flow kept the client's port, as it does where nobody has it.
+#[test]
+fn connections_of_the_balancer_itself_stay_its_own() {
+    for lab in labs(1) {
+        let _servers = lab.serve(8080);
+        let _agent = Agent::start(&lab, &web(lab.backends()), &[]);
+        for (vip, backend) in vips(80).into_iter().zip(lab.backend(1).addresses()) {
+            let mut own = lab.lb().tcp((backend, 8080)).unwrap();
+            let port = own.local_address().unwrap().port();
+            let mut other = lab.client().tcp_from((address_for(lab.client(), vip), port), vip).unwrap();
+            assert_ne!(other.whoami().unwrap().port(), port);
+            own.echo("a line").unwrap();
+        }
+    }
+}
+
 #[test]
 fn a_source_port_may_be_used_again_at_once() {
     for lab in labs(2) {
@@ -706,7 +722,7 @@ fn generic_mode_balances_too() {
 fn a_quarter_of_a_million_backends_are_taken_up() {
     let lab = Topology::new().backends(2).up();
     let _servers = lab.serve(8080);
-    let agent = Agent::start(&lab, "services: []", &[]);
+    let agent = Agent::start(&lab, &web([lab.backend(2)]), &[]);
     let many = many_services(4_999, 50);
     let took = |file: String, backend: &str| {
         let begin = Instant::now();

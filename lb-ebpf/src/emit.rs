@@ -9,12 +9,16 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{Flow, Hop},
-    net::{Address, Family, IfIndex, MacAddr},
+    net::{Address, IfIndex, MacAddr},
     parse::Segment,
     verdict::{DropReason, PassReason, Verdict},
 };
 
-use crate::{maps, packet::Packet, track::Moment};
+use crate::{
+    maps::{self, FamilyMaps},
+    packet::Packet,
+    track::Moment,
+};
 
 /// The least MTU that there is, in bytes.
 const MTU_MIN: u16 = 68;
@@ -51,15 +55,13 @@ pub(crate) fn verdict(packet: &Packet, interface: IfIndex) -> Verdict {
 /// A hop whose neighbour is unknown stays of another epoch, to be asked for again with the next packet;
 /// one that only the stack sends to has an MTU of zero.
 #[inline(never)] // The stack, as in `track`.
-pub(crate) fn lookup<F: Family>(
+pub(crate) fn lookup<F: FamilyMaps>(
     packet: &Packet,
     segment: &Segment<F::Address>,
     moment: &Moment,
     flow: &mut Flow<F::Address>,
 ) -> Result<(), DropReason> {
-    // SAFETY: Integers, and unions of them.
-    let mut aligned: Aligned = unsafe { core::mem::zeroed() };
-    let params = &mut aligned.0;
+    let params = &mut F::workspace().ok_or(DropReason::MapMissing)?.fib;
     params.family = F::AF;
     params.l4_protocol = segment.key.proto.0 as u8;
     params.sport = flow.source_port.word();
@@ -70,6 +72,7 @@ pub(crate) fn lookup<F: Family>(
     // For IPv4 the kernel reads the first word alone.
     params.__bindgen_anon_3.ipv6_src = fib_words(flow.source);
     params.__bindgen_anon_4.ipv6_dst = fib_words(flow.destination);
+    params.__bindgen_anon_5.tbid = 0;
     // SAFETY: The context is the one of this run, and the size is that of the parameters.
     let answer = unsafe { bpf_fib_lookup(packet.as_ptr(), &raw mut *params, size_of::<FibParams>() as i32, 0) };
     let hop = &mut flow.hop;
@@ -102,10 +105,6 @@ pub(crate) fn lookup<F: Family>(
         _ => Err(DropReason::NoRoute),
     }
 }
-
-/// The verifier wants stack memory to be accessed as it is aligned, and the addresses are written by 8 bytes.
-#[repr(align(8))]
-struct Aligned(FibParams);
 
 /// An address as the FIB lookup takes it, in network order.
 #[inline(always)]

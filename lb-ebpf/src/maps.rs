@@ -10,7 +10,7 @@ use core::{
 };
 
 use aya_ebpf::{
-    bindings::{BPF_EXIST, BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    bindings::{BPF_EXIST, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup},
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
@@ -91,6 +91,8 @@ pub(crate) struct Workspace<A: Address> {
     pub(crate) peer: Flow<A>,
     /// Its key.
     pub(crate) peer_key: FlowKey<A>,
+    /// A question to the kernel's FIB, and the answer.
+    pub(crate) fib: bpf_fib_lookup,
 }
 
 /// The maps of one family.

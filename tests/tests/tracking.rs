@@ -251,7 +251,7 @@ fn a_connection_in_which_only_the_client_talks_can_still_be_answered() {
             }
         }
         assert_eq!(datapath.from_clients(&reply).action, 2, "the table is too large for this test");
-        std::thread::sleep(std::time::Duration::from_millis(1200));
+        std::thread::sleep(std::time::Duration::from_millis(4400));
         assert_eq!(send(datapath, &data("192.0.2.7", 4242)).1, our_port, "the connection goes on");
         let result = datapath.from_clients(&reply);
         let told = describe(&result.packet);

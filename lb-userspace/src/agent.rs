@@ -158,9 +158,7 @@ impl Agent {
         let begin = Instant::now();
         let options = Options { interfaces: canonical(&options.interfaces)?, ..options };
         let network = Network::follow().await?;
-        let frontends = first.desired.frontends();
-        let is_frontend = |address| frontends.keys().any(|frontend| frontend.address.ip() == address);
-        let addresses = network.addresses(&options.interfaces, &BTreeMap::new(), is_frontend).await?;
+        let addresses = network.addresses(&options.interfaces, &BTreeMap::new(), &first.desired).await?;
         let mut kernel = Kernel::load(&options.sizes, &options.snat_ports)?;
         let mut sysctls = Sysctls::default();
         if !options.keep_sysctls {
@@ -242,8 +240,7 @@ impl Agent {
     async fn choose_addresses(&mut self) {
         let desired = Arc::clone(self.tables.applied());
         let before = self.tables.dataplane().addresses().clone();
-        let is_frontend = |address| desired.frontends().keys().any(|frontend| frontend.address.ip() == address);
-        match self.network.addresses(&self.options.interfaces, &before, is_frontend).await {
+        match self.network.addresses(&self.options.interfaces, &before, &desired).await {
             Ok(addresses) => {
                 if let Err(error) = self.tables.dataplane_mut().set_addresses(&addresses) {
                     error!(error = describe(&error), "the interfaces' addresses could not be set");

@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -155,6 +155,13 @@ impl Desired {
         &self.services
     }
 
+    /// Whether clients send to this address, on any port.
+    pub fn is_frontend(&self, address: IpAddr) -> bool {
+        // Frontends are ordered by address, then port, then protocol, of which these are the first.
+        let first = Frontend { address: SocketAddr::new(address, 0), protocol: Protocol::Tcp };
+        self.owners.range(first..).next().is_some_and(|(frontend, _)| frontend.address.ip() == address)
+    }
+
     /// Every frontend with the service that it belongs to.
     pub fn frontends(&self) -> &BTreeMap<Frontend, ServiceName> {
         &self.owners
@@ -227,3 +234,23 @@ impl fmt::Display for IpFamily {
 
 /// The algorithm of a service that says none: kube-proxy's nftables and iptables modes choose at random too.
 pub const DEFAULT_ALGORITHM: Algorithm = select::Algorithm::Random;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_addresses_of_frontends_are_known_whatever_their_port() {
+        let mut desired = Desired::default();
+        let name = ServiceName { name: "dns".into(), port: "53".into(), protocol: Protocol::Udp, family: IpFamily::V4 };
+        let service = Service {
+            frontends: ["10.0.0.5:53".parse().unwrap(), "10.0.0.9:65535".parse().unwrap()].into(),
+            algorithm: DEFAULT_ALGORITHM,
+            backends: BTreeMap::new(),
+        };
+        desired.add(name, service).unwrap();
+        let addresses = ["10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.0.9", "10.0.0.10", "::1"];
+        let found = addresses.map(|address| desired.is_frontend(address.parse().unwrap()));
+        assert_eq!(found, [false, true, false, true, false, false]);
+    }
+}

@@ -21,7 +21,7 @@ use rtnetlink::{
 
 use tracing::{debug, error};
 
-use crate::dataplane::kernel::Addresses;
+use crate::{dataplane::kernel::Addresses, model::Desired};
 
 /// Follows the network of this namespace.
 pub struct Network {
@@ -114,7 +114,7 @@ impl Network {
         &self,
         interfaces: &[String],
         before: &BTreeMap<u32, Addresses>,
-        is_frontend: impl Fn(IpAddr) -> bool,
+        desired: &Desired,
     ) -> Result<BTreeMap<u32, Addresses>, NetworkError> {
         let listed = |what| move |source| NetworkError::List { what, source };
         let mut ours = BTreeMap::new();
@@ -148,7 +148,7 @@ impl Network {
             if let Some(address) = usable(&message) {
                 candidates.push(Candidate {
                     interface: message.header.index,
-                    is_frontend: is_frontend(address),
+                    is_frontend: desired.is_frontend(address),
                     stands_alone: message.header.prefix_len == if address.is_ipv4() { 32 } else { 128 },
                     address,
                 });

@@ -2,7 +2,7 @@
 
 use crate::{
     checksum::Delta,
-    flow::{Direction, State},
+    flow::{Direction, State, Tick, Timeouts},
     net::{Address, IfIndex, IpProto, Ipv4Be, Ipv6Be, MacAddr, Port},
 };
 
@@ -13,7 +13,7 @@ abi! {
         pub address: A,
         /// The port that clients send to.
         pub port: Port,
-        /// TCP or UDP; one port number may be two services.
+        /// TCP, UDP or SCTP; one port number may be a service of each.
         pub proto: IpProto,
         /// Zero.
         pub _pad: A::Padding,
@@ -21,16 +21,50 @@ abi! {
 }
 
 abi! {
+    /// Value of `SERVICES4` and `SERVICES6`: whose frontend it is, and what holds for it.
+    pub struct Frontend where 8 {
+        /// The id of the service, an index of `SERVICE`.
+        pub service: u32,
+        /// [`Frontend::LOCAL_POLICY`] and the others, combined.
+        pub flags: u32,
+    }
+}
+
+abi! {
+    /// Key of `VIPS4` and `VIPS6`: an address that is a service's alone, and none of this host's.
+    pub struct VipKey<A> where Ipv4Be => 4, Ipv6Be => 16 {
+        /// The address.
+        pub address: A,
+    }
+}
+
+abi! {
+    /// The data of a key of `SOURCES`, after the prefix length in bits that the kernel demands: 32 bits of service id,
+    /// then an address or the beginning of one.
+    pub struct SourceKey where 20 {
+        /// The id of the service.
+        pub service: u32,
+        /// The client's address, as [`Address::to_words`] gives it, in halves: the struct is read unaligned.
+        pub address: [u32; 4],
+    }
+}
+
+abi! {
     /// Value of `SERVICE`, at a service's id.
-    pub struct Service where 24 {
-        /// The service's range of `TABLE`, as [`TableRange::to_word`] packs it: changed by one aligned 8-byte store.
-        pub table: u64,
+    pub struct Service where 32 {
+        /// The range of `TABLE` with the backends of policy Cluster, as [`TableRange::to_word`] packs it: changed by
+        /// one aligned 8-byte store.
+        pub cluster: u64,
+        /// The same with the backends of policy Local: those on this node. Empty where no frontend has that policy.
+        pub local: u64,
         /// How many picks round robin has made; the only field that the kernel writes.
         pub cursor: u64,
+        /// For how many seconds a client's new flows go where its last one went; zero: no session affinity.
+        pub affinity: u32,
         /// A [`crate::select::Algorithm`].
         pub algorithm: u8,
         /// Zero.
-        pub _pad: [u8; 7],
+        pub _pad: [u8; 3],
     }
 }
 
@@ -46,22 +80,82 @@ abi! {
 
 abi! {
     /// Value of `BACKENDS`, at a backend's id. A backend belongs to one service.
-    pub struct Backend where 32 {
-        /// How many flows were opened to it; the only field that the kernel writes.
+    pub struct Backend where 48 {
+        /// How many flows were opened to it; the kernel writes it.
         pub flows: u64,
+        /// How many answered flows it has now, for least-connections; the kernel counts, the agent corrects what was evicted.
+        pub active: u64,
         /// The address, as [`Address::to_words`] gives it.
         pub address: [u64; 2],
         /// Raised when the id is freed: a flow that remembers another generation has lost its backend.
         pub generation: u32,
         /// The port that the backend listens on.
         pub port: Port,
+        /// [`Backend::ON_NODE`] and the others, combined.
+        pub flags: u16,
+        /// Its share of new flows; zero: none.
+        pub weight: u16,
+        /// Zero.
+        pub _pad: [u16; 3],
+    }
+}
+
+abi! {
+    /// Key of `AFFINITY`: a client of a service.
+    pub struct AffinityKey where 24 {
+        /// The client's address, as [`Address::to_words`] gives it.
+        pub client: [u64; 2],
+        /// The id of the service.
+        pub service: u32,
+        /// Zero.
+        pub _pad: u32,
+    }
+}
+
+abi! {
+    /// Value of `AFFINITY`: where the client's last flow went.
+    pub struct Affinity where 16 {
+        /// The id of the backend.
+        pub backend: u32,
+        /// The generation of the backend when it was chosen.
+        pub generation: u32,
+        /// When the last flow was opened, in [`crate::flow::Tick`]s.
+        pub last_used: u32,
+        /// The id of the service, again: the memory of an evicted entry may have become another one's while it is read.
+        pub service: u32,
+    }
+}
+
+abi! {
+    /// Key of `FRAGMENTS4` and `FRAGMENTS6`: a datagram that comes in pieces (RFC 791, RFC 8200 section 4.5).
+    pub struct FragmentKey<A> where Ipv4Be => 16, Ipv6Be => 40 {
+        /// The sender.
+        pub source: A,
+        /// The receiver.
+        pub destination: A,
+        /// What its fragments have in common, as it stands in the header.
+        pub identification: u32,
+        /// TCP, UDP or SCTP.
+        pub proto: IpProto,
         /// Zero.
         pub _pad: u16,
     }
 }
 
 abi! {
-    /// Key of `FLOWS4` and `FLOWS6`: a packet's tuple as it comes in.
+    /// Value of `FRAGMENTS4` and `FRAGMENTS6`: what only the first fragment says.
+    pub struct Fragment where 8 {
+        /// The sender's port.
+        pub source_port: Port,
+        /// The receiver's port.
+        pub destination_port: Port,
+        /// When the first fragment came, in [`crate::flow::Tick`]s.
+        pub seen: u32,
+    }
+}
+
+abi! {
+    /// Key of `FLOWS4`, `FLOWS6`, `PENDING4` and `PENDING6`: a packet's tuple as it comes in.
     pub struct FlowKey<A> where Ipv4Be => 16, Ipv6Be => 40 {
         /// The sender.
         pub source: A,
@@ -71,7 +165,7 @@ abi! {
         pub source_port: Port,
         /// The receiver's port.
         pub destination_port: Port,
-        /// TCP or UDP.
+        /// TCP, UDP or SCTP.
         pub proto: IpProto,
         /// Zero.
         pub _pad: u16,
@@ -98,21 +192,24 @@ abi! {
 }
 
 abi! {
-    /// Value of `FLOWS4` and `FLOWS6`: what becomes of the packets of one direction of a flow.
+    /// Value of `FLOWS4`, `FLOWS6`, `PENDING4` and `PENDING6`: what becomes of the packets of one direction of a flow.
     /// For IPv4 exactly one cache line.
     pub struct Flow<A> where Ipv4Be => 64, Ipv6Be => 88 {
         /// [`FlowKey::check`] of the entry's key. The kernel may give the memory of an evicted entry to another flow
         /// while a reader still holds it, and writes it in ascending order: a reader that reads this field
         /// last and finds its own key's check has read nothing of the other flow.
         pub check: u32,
+        /// When a packet last used the entry, in [`crate::flow::Tick`]s.
+        pub last_seen: u32,
         /// A [`State`].
         pub state: u8,
         /// A [`Direction`].
         pub direction: u8,
-        /// Zero.
-        pub _pad: u16,
-        /// When a packet last used the entry, to about a second: ns of `CLOCK_MONOTONIC`, coarse.
-        pub last_seen: u64,
+        /// [`Flow::ON_NODE`] and the others, combined.
+        pub flags: u16,
+        /// While the flow is not established, in the entry of the replies: the sequence number of the backend's SYN,
+        /// in host order.
+        pub sequence: u32,
         /// The id of the flow's backend.
         pub backend: u32,
         /// The generation of the backend when it was chosen.
@@ -141,7 +238,7 @@ abi! {
         pub v6: Ipv6Be,
         /// The IPv4 address; unspecified: none.
         pub v4: Ipv4Be,
-        /// 1 if our program is on the interface, 0 if it is on the device below.
+        /// 1 if our program is on the interface and may send by it, 0 if the stack has to: see `Kernel::sends_by` of the agent.
         pub is_attached: u32,
     }
 }
@@ -158,6 +255,49 @@ abi! {
 
 /// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h): the agent maps the array into its memory.
 pub const BPF_F_MMAPABLE: usize = 1 << 10;
+
+impl Frontend {
+    /// The policy is Local: clients get the backends on this node alone.
+    pub const LOCAL_POLICY: u32 = 1;
+    /// Clients come from outside of the cluster: for those on this node the policy is Cluster all the same.
+    pub const EXTERNAL: u32 = 2;
+    /// Only clients in the service's `SOURCES` are served, but for those on this node.
+    pub const SOURCE_RANGES: u32 = 4;
+}
+
+impl SourceKey {
+    /// Of a client's address, or of a range's, as [`Address::to_words`] gives it.
+    #[inline(always)]
+    pub const fn new(service: u32, [first, second]: [u64; 2]) -> Self {
+        Self { service, address: [halves(first).0, halves(first).1, halves(second).0, halves(second).1] }
+    }
+
+    /// How many bits of a key have to match for a range with a prefix of this length.
+    pub const fn prefix_length(address_bits: u32) -> u32 {
+        u32::BITS + address_bits
+    }
+}
+
+/// The halves of a word in the order in which they stand in memory.
+#[inline(always)]
+const fn halves(word: u64) -> (u32, u32) {
+    let (high, low) = ((word >> 32) as u32, word as u32);
+    if cfg!(target_endian = "big") { (high, low) } else { (low, high) }
+}
+
+impl VipKey<Ipv4Be> {
+    /// A value of `VIPS4` and `VIPS6`: ports that no service takes are refused, and not left to the stack.
+    pub const REFUSES: u32 = 1;
+}
+
+impl Backend {
+    /// The backend is on this node: it sees its clients' addresses.
+    pub const ON_NODE: u16 = 1;
+    /// It takes new flows by policy Cluster.
+    pub const IN_CLUSTER: u16 = 2;
+    /// It takes new flows by policy Local.
+    pub const IN_LOCAL: u16 = 4;
+}
 
 /// A range of `TABLE`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -186,6 +326,16 @@ impl TableRange {
 }
 
 impl<A: Address> Flow<A> {
+    /// The backend or the client is on this node: the stack takes the packets to where they go, and replies
+    /// are translated on their way out.
+    pub const ON_NODE: u16 = 1;
+    /// In the entry of the replies: there was one.
+    pub const ANSWERED: u16 = 2;
+    /// The backend is the client itself, on a pod-facing device: packets go back there by the way that they came.
+    pub const HAIRPIN: u16 = 4;
+    /// The flow is established: it is one of its backend's live flows.
+    pub const ESTABLISHED: u16 = 8;
+
     /// The entry's state.
     #[inline(always)]
     pub const fn state(&self) -> State {
@@ -198,46 +348,92 @@ impl<A: Address> Flow<A> {
         if self.direction == Direction::Reply as u8 { Direction::Reply } else { Direction::Request }
     }
 
-    /// Whether the entry has outlived its state's timeout at `now`, in ns.
+    /// Whether the stack takes the packets to where they go; see [`Flow::ON_NODE`].
     #[inline(always)]
-    pub const fn is_expired(&self, now: u64) -> bool {
-        now.saturating_sub(self.last_seen) > self.state().timeout()
+    pub const fn is_on_node(&self) -> bool {
+        self.flags & Self::ON_NODE != 0
+    }
+
+    /// Whether there was a reply.
+    #[inline(always)]
+    pub const fn is_answered(&self) -> bool {
+        self.flags & Self::ANSWERED != 0
+    }
+
+    /// Whether the flow is one of its backend's live flows, if it has not ended.
+    #[inline(always)]
+    pub const fn is_counted(&self) -> bool {
+        self.flags & Self::ESTABLISHED != 0
+    }
+
+    /// Whether packets go back by the way that they came.
+    #[inline(always)]
+    pub const fn is_hairpin(&self) -> bool {
+        self.flags & Self::HAIRPIN != 0
+    }
+
+    /// Whether packets go where the kernel's FIB says.
+    #[inline(always)]
+    pub const fn needs_hop(&self) -> bool {
+        self.flags & (Self::ON_NODE | Self::HAIRPIN) == 0
+    }
+
+    /// Whether the entry has outlived its state's timeout.
+    #[inline(always)]
+    pub const fn is_expired(&self, now: Tick, timeouts: &Timeouts) -> bool {
+        now.since(self.last_seen) > timeouts.of(self.state())
     }
 }
 
 impl<A: Address> Flow<A> {
-    /// An entry for packets that come in as `key` and leave as `translated`, towards a backend or back from it.
-    #[inline(always)]
-    pub fn new(
-        key: &FlowKey<A>,
-        translated: &FlowKey<A>,
-        direction: Direction,
-        (backend, generation): (u32, u32),
-        now: u64,
-    ) -> Self {
-        let addresses = Delta::NONE
-            .replace_address(key.source, translated.source)
-            .replace_address(key.destination, translated.destination);
-        let all = addresses
-            .replace_port(key.source_port, translated.source_port)
-            .replace_port(key.destination_port, translated.destination_port);
-        let state = if key.proto == IpProto::UDP { State::Datagram } else { State::Opening };
-        Self {
-            check: key.check(),
-            state: state as u8,
-            direction: direction as u8,
-            _pad: 0,
-            last_seen: now,
-            backend,
-            generation,
-            source: translated.source,
-            destination: translated.destination,
-            source_port: translated.source_port,
-            destination_port: translated.destination_port,
-            ip_delta: addresses.fold(),
-            l4_delta: all.fold(),
+    /// An entry for packets that come in as `key`, where those of the other direction come in as `answer`.
+    pub fn new(key: &FlowKey<A>, answer: &FlowKey<A>, about: &FlowAbout) -> Self {
+        let mut flow = Self {
+            check: 0,
+            last_seen: 0,
+            state: 0,
+            direction: 0,
+            flags: 0,
+            sequence: 0,
+            backend: 0,
+            generation: 0,
+            source: A::UNSPECIFIED,
+            destination: A::UNSPECIFIED,
+            source_port: Port::default(),
+            destination_port: Port::default(),
+            ip_delta: 0,
+            l4_delta: 0,
             hop: Hop::UNKNOWN,
-        }
+        };
+        flow.set(key, answer, about);
+        flow
+    }
+
+    /// Makes this what [`Flow::new`] gives: in place, since a program's stack has no room for it.
+    #[inline(always)]
+    pub fn set(&mut self, key: &FlowKey<A>, answer: &FlowKey<A>, about: &FlowAbout) {
+        // The packet leaves as what the answer answers.
+        self.source = answer.destination;
+        self.destination = answer.source;
+        self.source_port = answer.destination_port;
+        self.destination_port = answer.source_port;
+        let addresses =
+            Delta::NONE.replace_address(key.source, answer.destination).replace_address(key.destination, answer.source);
+        let all = addresses
+            .replace_port(key.source_port, answer.destination_port)
+            .replace_port(key.destination_port, answer.source_port);
+        self.ip_delta = addresses.fold();
+        self.l4_delta = all.fold();
+        let state = if key.proto == IpProto::UDP { State::Datagram } else { State::Opening };
+        self.check = key.check();
+        self.last_seen = about.now.0;
+        self.state = state as u8;
+        self.direction = about.direction as u8;
+        self.flags = about.flags;
+        self.sequence = 0;
+        self.backend = about.backend;
+        self.generation = about.generation;
+        self.hop = Hop::UNKNOWN;
     }
 
     /// Makes this the entry for packets of `key` at another destination port.
@@ -264,11 +460,44 @@ impl<A: Address> Flow<A> {
         self.source_port = port;
     }
 
-    /// The tuple that the packet leaves with.
+    /// The tuple that a packet of the other direction comes in with: the key of the other entry.
     #[inline(always)]
-    pub const fn translated(&self, proto: IpProto) -> FlowKey<A> {
-        FlowKey::new(self.source, self.destination, (self.source_port, self.destination_port), proto)
+    pub const fn answer(&self, proto: IpProto) -> FlowKey<A> {
+        FlowKey::new(self.destination, self.source, (self.destination_port, self.source_port), proto)
     }
+
+    /// Whether this entry's packets leave as answers to those that come in as `key`: it is the other direction's entry.
+    #[inline(always)]
+    pub fn leads_to(&self, key: &FlowKey<A>) -> bool {
+        self.destination_port == key.source_port
+            && self.source_port == key.destination_port
+            && self.destination == key.source
+            && self.source == key.destination
+    }
+
+    /// Whether both entries' packets leave with one tuple: for one key they are of one flow.
+    #[inline(always)]
+    pub fn leaves_like(&self, other: &Self) -> bool {
+        self.destination_port == other.destination_port
+            && self.source_port == other.source_port
+            && self.destination == other.destination
+            && self.source == other.source
+    }
+}
+
+/// What there is to know of a flow's entry beside its tuples.
+#[derive(Clone, Copy, Debug)]
+pub struct FlowAbout {
+    /// Which way its packets go.
+    pub direction: Direction,
+    /// The id of its backend.
+    pub backend: u32,
+    /// The generation of its backend.
+    pub generation: u32,
+    /// [`Flow::ON_NODE`] and the others, combined.
+    pub flags: u16,
+    /// When it was last used.
+    pub now: Tick,
 }
 
 impl Hop {
@@ -315,26 +544,30 @@ mod tests {
         let address = |byte| Ipv4Be::from_bytes([byte; 4]);
         let ports = |a, b| (Port::from_host(a), Port::from_host(b));
         let asked = FlowKey::new(address(1), address(2), ports(4242, 80), IpProto::TCP);
+        let about = |direction| FlowAbout { direction, backend: 7, generation: 8, flags: 0, now: Tick(9) };
         let sent = |port| FlowKey::new(address(3), address(4), ports(port, 8080), IpProto::TCP);
 
         let from_nowhere = FlowKey { source: Ipv4Be::UNSPECIFIED, ..sent(4242) };
-        let mut request = Flow::new(&asked, &from_nowhere, Direction::Request, (7, 8), 9);
+        let mut request = Flow::new(&asked, &from_nowhere.reversed(), &about(Direction::Request));
         request.leave_from(address(3));
         request.leave_from_port(Port::from_host(61_234));
-        assert_eq!(request, Flow::new(&asked, &sent(61_234), Direction::Request, (7, 8), 9));
+        assert_eq!(request, Flow::new(&asked, &sent(61_234).reversed(), &about(Direction::Request)));
 
         let mut key = sent(4242).reversed();
-        let mut reply = Flow::new(&key, &asked.reversed(), Direction::Reply, (7, 8), 9);
+        let mut reply = Flow::new(&key, &asked, &about(Direction::Reply));
         reply.arrive_at_port(&mut key, Port::from_host(61_234));
-        assert_eq!(reply, Flow::new(&sent(61_234).reversed(), &asked.reversed(), Direction::Reply, (7, 8), 9));
+        assert_eq!(reply, Flow::new(&sent(61_234).reversed(), &asked, &about(Direction::Reply)));
     }
 
     #[test]
     fn the_fields_that_are_stored_whole_are_aligned() {
-        assert_eq!(offset_of!(Service, table) % 8, 0);
+        assert_eq!(offset_of!(Service, cluster) % 8, 0);
+        assert_eq!(offset_of!(Service, local) % 8, 0);
         assert_eq!(offset_of!(Backend, flows) % 8, 0);
+        assert_eq!(offset_of!(Backend, active) % 8, 0);
         assert_eq!(offset_of!(Backend, generation) % 4, 0);
         assert_eq!(offset_of!(Flow<Ipv4Be>, check), 0);
-        assert_eq!(offset_of!(Flow<Ipv6Be>, last_seen) % 8, 0);
+        assert_eq!(offset_of!(Flow<Ipv6Be>, last_seen) % 4, 0);
+        assert_eq!(size_of::<SourceKey>(), 20);
     }
 }

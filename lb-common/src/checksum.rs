@@ -39,6 +39,18 @@ impl Delta {
         Self(self.0 + (words * 0xFFFF - old.sum16()) + new.sum16())
     }
 
+    /// Both of two sets.
+    #[inline(always)]
+    pub const fn and(self, other: Self) -> Self {
+        Self(fold(self.0) as u32 + fold(other.0) as u32)
+    }
+
+    /// What the set adds without those of its words that `part` stands for.
+    #[inline(always)]
+    pub const fn without(self, part: Self) -> Self {
+        Self(fold(self.0) as u32 + (!fold(part.0)) as u32)
+    }
+
     /// The delta in 16 bits, as a flow entry keeps it.
     #[inline(always)]
     pub const fn fold(self) -> u16 {
@@ -57,6 +69,12 @@ impl Csum {
     #[inline(always)]
     pub const fn from_bytes(bytes: [u8; 2]) -> Self {
         Self(u16::from_ne_bytes(bytes))
+    }
+
+    /// Of a sum of 16-bit words.
+    #[inline(always)]
+    pub const fn of_sum(sum: u32) -> Self {
+        Self(!fold(sum))
     }
 
     /// The bytes as a header holds them.

@@ -38,10 +38,63 @@ pub enum State {
     Closing = 2,
     /// A UDP flow: there are no states to tell apart.
     Datagram = 3,
+    /// What is left among the pending flows of one that is established by now.
+    Promoted = 4,
 }
 
-/// One second, in nanoseconds.
-const SECOND: u64 = 1_000_000_000;
+/// A point in time as flows remember it: `CLOCK_MONOTONIC` in units of 2^30 ns, about a second.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Tick(pub u32);
+
+impl Tick {
+    /// Of a time in ns.
+    #[inline(always)]
+    pub const fn from_ns(ns: u64) -> Self {
+        Self((ns >> 30) as u32)
+    }
+
+    /// How many ticks have passed since an earlier one; zero if that is later, as another CPU's clock may say.
+    #[inline(always)]
+    pub const fn since(self, earlier: u32) -> u32 {
+        self.0.saturating_sub(earlier)
+    }
+
+    /// At least so many seconds, in ticks.
+    pub const fn from_seconds(seconds: u32) -> u32 {
+        ((seconds as u64 * 1_000_000_000).div_ceil(1 << 30)) as u32
+    }
+}
+
+/// How long an entry lives without a packet, in ticks, by its state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Timeouts {
+    /// Of [`State::Opening`].
+    pub opening: u32,
+    /// Of [`State::Established`].
+    pub established: u32,
+    /// Of [`State::Closing`].
+    pub closing: u32,
+    /// Of [`State::Datagram`].
+    pub datagram: u32,
+}
+
+impl Timeouts {
+    /// As long as a packet may be underway between two CPUs that look at a flow at once.
+    const PROMOTED: u32 = 2;
+
+    /// The timeout of a state, in ticks.
+    #[inline(always)]
+    pub const fn of(&self, state: State) -> u32 {
+        match state {
+            State::Opening => self.opening,
+            State::Established => self.established,
+            State::Closing => self.closing,
+            State::Datagram => self.datagram,
+            State::Promoted => Self::PROMOTED,
+        }
+    }
+}
 
 impl State {
     /// From the byte in a flow entry; an unknown one reads as closing, the state that trusts the least.
@@ -51,17 +104,8 @@ impl State {
             0 => Self::Opening,
             1 => Self::Established,
             3 => Self::Datagram,
+            4 => Self::Promoted,
             _ => Self::Closing,
-        }
-    }
-
-    /// How long an entry in this state lives without a packet, in ns (SEMANTICS, "Flow state").
-    #[inline(always)]
-    pub const fn timeout(self) -> u64 {
-        match self {
-            Self::Opening | Self::Datagram => 60 * SECOND,
-            Self::Established => 8_000 * SECOND,
-            Self::Closing => 10 * SECOND,
         }
     }
 
@@ -71,6 +115,7 @@ impl State {
         match self {
             Self::Datagram => Self::Datagram,
             Self::Closing => Self::Closing,
+            Self::Promoted => Self::Promoted,
             Self::Opening | Self::Established if flags.ends() => Self::Closing,
             // Neither SYN nor SYN-ACK: only what follows shows that both ends mean it, and not a sender with a forged address.
             Self::Opening if flags.is_syn() => Self::Opening,
@@ -79,7 +124,7 @@ impl State {
     }
 }
 
-/// The flag byte of a TCP header (RFC 9293, section 3.1); zero for UDP.
+/// The flag byte of a TCP header (RFC 9293, section 3.1), or what is alike for SCTP; zero for UDP.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct TcpFlags(pub u8);
@@ -93,6 +138,19 @@ impl TcpFlags {
     pub const RST: u8 = 0x04;
     /// The acknowledgement number counts.
     pub const ACK: u8 = 0x10;
+
+    /// The flags that mean for TCP what an SCTP packet's first chunk means (RFC 9260, section 3.2).
+    #[inline(always)]
+    pub const fn of_sctp_chunk(chunk: u8) -> Self {
+        Self(match chunk {
+            // INIT; INIT ACK; ABORT; SHUTDOWN and SHUTDOWN COMPLETE.
+            1 => Self::SYN,
+            2 => Self::SYN | Self::ACK,
+            6 => Self::RST | Self::ACK,
+            7 | 14 => Self::FIN | Self::ACK,
+            _ => Self::ACK,
+        })
+    }
 
     /// Whether this asks for a new connection: SYN and none of ACK, RST, FIN.
     #[inline(always)]

@@ -65,6 +65,8 @@ pub trait Address: Copy + Eq + 'static {
     fn from_words(words: [u64; 2]) -> Self;
     /// The sum of the address's 16-bit words, not folded: at most 8 × 0xFFFF.
     fn sum16(self) -> u32;
+    /// Whether it can be the address of one host on a network: not unspecified, loopback, multicast or broadcast.
+    fn is_single_host(self) -> bool;
 }
 
 /// An IPv4 address in network order.
@@ -121,6 +123,13 @@ impl Address for Ipv4Be {
     fn sum16(self) -> u32 {
         (self.0 >> 16) + (self.0 & 0xFFFF)
     }
+
+    #[inline(always)]
+    fn is_single_host(self) -> bool {
+        // Of class D and E, and "this network" and loopback (RFC 1122, section 3.2.1.3), none is.
+        let [first, ..] = self.to_bytes();
+        !matches!(first, 0 | 127 | 224..)
+    }
 }
 
 impl Ipv4Be {
@@ -156,6 +165,14 @@ impl Address for Ipv6Be {
         let [a, b] = self.0;
         let sum = |word: u64| Ipv4Be((word >> 32) as u32).sum16() + Ipv4Be(word as u32).sum16();
         sum(a) + sum(b)
+    }
+
+    #[inline(always)]
+    fn is_single_host(self) -> bool {
+        let [a, b] = self.0;
+        let [first, ..] = a.to_ne_bytes();
+        // Multicast (RFC 4291, section 2.7), `::` and `::1`.
+        first != 0xFF && !(a == 0 && u64::from_be(b) <= 1)
     }
 }
 
@@ -245,6 +262,12 @@ impl IpProto {
     pub const TCP: Self = Self(WireProto::Tcp as u16);
     /// User Datagram Protocol.
     pub const UDP: Self = Self(WireProto::Udp as u16);
+    /// Stream Control Transmission Protocol.
+    pub const SCTP: Self = Self(WireProto::Sctp as u16);
+    /// Internet Control Message Protocol.
+    pub const ICMP: Self = Self(WireProto::Icmp as u16);
+    /// The same for IPv6.
+    pub const ICMPV6: Self = Self(WireProto::Ipv6Icmp as u16);
 }
 
 impl From<Ipv4Addr> for Ipv4Be {
@@ -302,6 +325,7 @@ impl fmt::Debug for IpProto {
         match *self {
             Self::TCP => f.write_str("tcp"),
             Self::UDP => f.write_str("udp"),
+            Self::SCTP => f.write_str("sctp"),
             Self(number) => write!(f, "protocol {number}"),
         }
     }

@@ -1,5 +1,5 @@
-//! From bytes to the fields that balancing needs: Ethernet, VLAN tags, IPv4 with options,
-//! IPv6 with extension headers, TCP and UDP. The same code reads packets in the kernel and slices on the host.
+//! From bytes to the fields that balancing needs: Ethernet, VLAN tags, IPv4 with options, IPv6 with extension
+//! headers, fragments, TCP, UDP and SCTP, and the packets that ICMP errors are about. The same code reads packets in the kernel and slices on the host.
 
 use network_types::{
     eth::EthHdr,
@@ -43,7 +43,9 @@ macro_rules! headers {
         )*
     };
 }
-headers!(EthHdr, VlanHdr, Ipv4Hdr, Ipv6Hdr, TcpHdr, UdpHdr, [u8; 1], [u8; 2], [u8; 4], [u8; 6], [u8; 16]);
+headers!(
+    EthHdr, VlanHdr, Ipv4Hdr, Ipv6Hdr, TcpHdr, UdpHdr, u64, [u8; 1], [u8; 2], [u8; 4], [u8; 6], [u8; 16], [u8; 22]
+);
 
 /// The bytes of one packet, read with bounds checks: of a packet in the kernel, or of a slice.
 pub trait Bytes {
@@ -90,16 +92,29 @@ impl Frame {
     }
 }
 
-/// A TCP or UDP packet: all that the pipeline needs of its headers.
+/// Which part of its datagram a packet is. The identification is what the parts have in common, as it stands in the header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// The first fragment, the only one with a transport header.
+    First(u32),
+    /// A later fragment.
+    Later(u32),
+}
+
+/// A packet that flows are made of, or an ICMP message: all that the pipeline needs of its headers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Segment<A: Address> {
-    /// The packet's tuple.
+    /// The packet's tuple. An ICMP message and a later fragment have no ports: zero.
     pub key: FlowKey<A>,
-    /// The TCP flags; none for UDP.
+    /// The TCP flags, or what is alike for SCTP; none for others.
     pub flags: TcpFlags,
+    /// Whether it is a fragment.
+    pub part: Part,
     /// The offset of the network header.
     pub network: usize,
-    /// The offset of the TCP or UDP header.
+    /// The offset of the transport or ICMP header, or of a later fragment's data.
     pub transport: usize,
     /// The length of the IP packet in bytes, as its header says.
     pub ip_length: u16,
@@ -107,8 +122,21 @@ pub struct Segment<A: Address> {
     pub traffic_class: u8,
     /// The TTL or hop limit.
     pub ttl: u8,
+    /// Whether nobody on the way may fragment it: always so for IPv6.
+    pub dont_fragment: bool,
     /// Whether the frame carries VLAN tags.
     pub is_tagged: bool,
+}
+
+/// What an ICMP error is about: the beginning of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Embedded<A: Address> {
+    /// Its tuple, as it was when it was sent.
+    pub key: FlowKey<A>,
+    /// The offset of its network header.
+    pub network: usize,
+    /// The offset of its transport header, of which eight bytes are there.
+    pub transport: usize,
 }
 
 /// Reads the Ethernet header and up to two VLAN tags.
@@ -131,7 +159,21 @@ pub fn frame<B: Bytes + ?Sized>(bytes: &B) -> Result<Frame, PassReason> {
     Ok(Frame { ether_type, network })
 }
 
-/// Reads an IPv4 header (RFC 791), with options, and the TCP or UDP header behind it.
+/// The fields of the word with flags and fragment offset (RFC 791, section 3.1).
+const IPV4_FRAGMENT_OFFSET: u16 = 0x1FFF;
+const IPV4_MORE_FRAGMENTS: u16 = 0x2000;
+const IPV4_DONT_FRAGMENT: u16 = 0x4000;
+
+#[inline(always)]
+const fn part(has_offset: bool, has_more: bool, identification: u32) -> Part {
+    match (has_offset, has_more) {
+        (false, false) => Part::Whole,
+        (false, true) => Part::First(identification),
+        (true, _) => Part::Later(identification),
+    }
+}
+
+/// Reads an IPv4 header (RFC 791), with options, and the transport header behind it.
 #[inline(always)]
 pub fn ipv4<B: Bytes + ?Sized>(bytes: &B, frame: Frame) -> Result<Segment<Ipv4Be>, PassReason> {
     let header: Ipv4Hdr = bytes.read(frame.network).ok_or(PassReason::MalformedIpv4)?;
@@ -144,28 +186,32 @@ pub fn ipv4<B: Bytes + ?Sized>(bytes: &B, frame: Frame) -> Result<Segment<Ipv4Be
     {
         return Err(PassReason::MalformedIpv4);
     }
-    // The offset field, and "more fragments" of the flags above it.
-    if u16::from_be_bytes(header.frags) & 0x3FFF != 0 {
-        return Err(PassReason::Fragment);
-    }
+    let fragmentation = u16::from_be_bytes(header.frags);
+    let part = part(
+        fragmentation & IPV4_FRAGMENT_OFFSET != 0,
+        fragmentation & IPV4_MORE_FRAGMENTS != 0,
+        u32::from(u16::from_ne_bytes(header.id)),
+    );
     let source = Ipv4Be::from_bytes(header.src_addr);
     let destination = Ipv4Be::from_bytes(header.dst_addr);
     let transport = frame.network + header_length;
-    let payload = ip_length - header_length;
-    let (ports, flags) = ports(bytes, IpProto(u16::from(header.proto)), transport, payload)?;
+    let proto = IpProto(u16::from(header.proto));
+    let (ports, flags) = transport_header(bytes, proto, part, transport, ip_length - header_length)?;
     Ok(Segment {
-        key: FlowKey::new(source, destination, ports, IpProto(u16::from(header.proto))),
+        key: FlowKey::new(source, destination, ports, proto),
         flags,
+        part,
         network: bytes.settle(frame.network),
         transport: bytes.settle(transport),
         ip_length: ip_length as u16,
         traffic_class: header.tos,
         ttl: header.ttl,
+        dont_fragment: fragmentation & IPV4_DONT_FRAGMENT != 0,
         is_tagged: frame.is_tagged(),
     })
 }
 
-/// Reads an IPv6 header (RFC 8200), its extension headers, and the TCP or UDP header behind them.
+/// Reads an IPv6 header (RFC 8200), its extension headers, and the transport header behind them.
 #[inline(always)]
 pub fn ipv6<B: Bytes + ?Sized>(bytes: &B, frame: Frame) -> Result<Segment<Ipv6Be>, PassReason> {
     let header: Ipv6Hdr = bytes.read(frame.network).ok_or(PassReason::MalformedIpv6)?;
@@ -176,22 +222,24 @@ pub fn ipv6<B: Bytes + ?Sized>(bytes: &B, frame: Frame) -> Result<Segment<Ipv6Be
     }
     let source = Ipv6Be::from_bytes(header.src_addr);
     let destination = Ipv6Be::from_bytes(header.dst_addr);
-    let (proto, skipped) =
+    let (proto, skipped, part) =
         skip_extensions(bytes, IpProto(u16::from(header.next_hdr)), frame.network + size_of::<Ipv6Hdr>())?;
     let headers_length = size_of::<Ipv6Hdr>() + skipped;
     if headers_length > ip_length {
         return Err(PassReason::MalformedIpv6);
     }
     let transport = frame.network + headers_length;
-    let (ports, flags) = ports(bytes, proto, transport, ip_length - headers_length)?;
+    let (ports, flags) = transport_header(bytes, proto, part, transport, ip_length - headers_length)?;
     Ok(Segment {
         key: FlowKey::new(source, destination, ports, proto),
         flags,
+        part,
         network: bytes.settle(frame.network),
         transport: bytes.settle(transport),
         ip_length: u16::try_from(ip_length).map_err(|_too_long| PassReason::MalformedIpv6)?,
         traffic_class: version_and_class << 4 | class_and_label >> 4,
         ttl: header.hop_limit,
+        dont_fragment: true,
         is_tagged: frame.is_tagged(),
     })
 }
@@ -205,41 +253,67 @@ const MOBILITY: u16 = 135;
 const HOST_IDENTITY: u16 = 139;
 const SHIM6: u16 = 140;
 
-/// Walks over extension headers that start at `start`: the protocol behind them and their length in bytes.
+/// Walks over extension headers that start at `start`: the protocol behind them, their length in bytes, and what a
+/// fragment header among them says. What follows the fragment header of a later fragment is data.
 #[inline(always)]
 fn skip_extensions<B: Bytes + ?Sized>(
     bytes: &B,
     mut proto: IpProto,
     start: usize,
-) -> Result<(IpProto, usize), PassReason> {
+) -> Result<(IpProto, usize, Part), PassReason> {
     let mut skipped = 0;
+    let mut fragment = Part::Whole;
     for _ in 0..IPV6_EXT_MAX {
-        match proto.0 {
-            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | MOBILITY | HOST_IDENTITY | SHIM6 => {}
-            FRAGMENT => return Err(PassReason::Fragment),
-            _ => return Ok((proto, skipped)),
+        if !is_extension(proto) || matches!(fragment, Part::Later(_)) {
+            break;
         }
-        let [next, length] = bytes.read(start + skipped).ok_or(PassReason::MalformedIpv6)?;
+        // As one word: an array of bytes would go over the stack.
+        let header: u64 = bytes.read(start + skipped).ok_or(PassReason::MalformedIpv6)?;
+        let [next, length, high, low, a, b, c, d] = header.to_ne_bytes();
+        if proto.0 == FRAGMENT {
+            // 13 bits of offset, two reserved, "more fragments".
+            let word = u16::from_be_bytes([high, low]);
+            fragment = part(word >> 3 != 0, word & 1 != 0, u32::from_ne_bytes([a, b, c, d]));
+            skipped += 8;
+        } else {
+            skipped += (usize::from(length) + 1) * 8;
+        }
         proto = IpProto(u16::from(next));
-        skipped += (usize::from(length) + 1) * 8;
     }
-    match proto.0 {
-        HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | MOBILITY | HOST_IDENTITY | SHIM6 => {
-            Err(PassReason::ExtensionsTooDeep)
-        }
-        FRAGMENT => Err(PassReason::Fragment),
-        _ => Ok((proto, skipped)),
+    if is_extension(proto) && !matches!(fragment, Part::Later(_)) {
+        return Err(PassReason::ExtensionsTooDeep);
     }
+    Ok((proto, skipped, fragment))
 }
 
-/// Reads the ports, and for TCP the flags, of a transport header with `payload` bytes of the IP packet left for it.
 #[inline(always)]
-fn ports<B: Bytes + ?Sized>(
+const fn is_extension(proto: IpProto) -> bool {
+    matches!(proto.0, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS | MOBILITY | HOST_IDENTITY | SHIM6)
+}
+
+/// The SCTP common header (RFC 9260, section 3.1), and the type and flags of the first chunk behind it.
+const SCTP_HEADER: usize = 12;
+/// The least length of a chunk.
+const SCTP_CHUNK: usize = 4;
+/// The least length of an ICMP message that is looked at: type, code, checksum, and four bytes by type.
+const ICMP_HEADER: usize = 8;
+
+/// Reads the ports and flags of a transport header with `payload` bytes of the IP packet left for it. A later fragment has none.
+#[inline(always)]
+fn transport_header<B: Bytes + ?Sized>(
     bytes: &B,
     proto: IpProto,
+    part: Part,
     transport: usize,
     payload: usize,
 ) -> Result<((Port, Port), TcpFlags), PassReason> {
+    let none = ((Port::default(), Port::default()), TcpFlags::default());
+    if let Part::Later(_) = part {
+        return match proto {
+            IpProto::TCP | IpProto::UDP | IpProto::SCTP | IpProto::ICMP | IpProto::ICMPV6 => Ok(none),
+            _ => Err(PassReason::OtherProtocol),
+        };
+    }
     match proto {
         IpProto::TCP => {
             let header: TcpHdr = bytes.read(transport).ok_or(PassReason::MalformedTcp)?;
@@ -253,13 +327,88 @@ fn ports<B: Bytes + ?Sized>(
         IpProto::UDP => {
             let header: UdpHdr = bytes.read(transport).ok_or(PassReason::MalformedUdp)?;
             let length = usize::from(u16::from_be_bytes(header.len));
-            if length < size_of::<UdpHdr>() || length > payload {
+            // The first of several fragments says the length of all.
+            if length < size_of::<UdpHdr>()
+                || payload < size_of::<UdpHdr>()
+                || (length > payload && part == Part::Whole)
+            {
                 return Err(PassReason::MalformedUdp);
             }
             Ok(((Port::from_bytes(header.src), Port::from_bytes(header.dst)), TcpFlags::default()))
         }
-        _ => Err(PassReason::NotTcpUdp),
+        IpProto::SCTP => {
+            let [a, b, c, d]: [u8; 4] = bytes.read(transport).ok_or(PassReason::MalformedSctp)?;
+            let [chunk] = bytes.read(transport + SCTP_HEADER).ok_or(PassReason::MalformedSctp)?;
+            if payload < SCTP_HEADER + SCTP_CHUNK {
+                return Err(PassReason::MalformedSctp);
+            }
+            Ok(((Port::from_bytes([a, b]), Port::from_bytes([c, d])), TcpFlags::of_sctp_chunk(chunk)))
+        }
+        IpProto::ICMP | IpProto::ICMPV6 if payload < ICMP_HEADER => Err(PassReason::MalformedIcmp),
+        IpProto::ICMP | IpProto::ICMPV6 => Ok(none),
+        _ => Err(PassReason::OtherProtocol),
     }
+}
+
+/// The sequence and acknowledgement numbers of a TCP segment, in host order.
+#[inline(always)]
+pub fn tcp_numbers<B: Bytes + ?Sized>(bytes: &B, transport: usize) -> Option<(u32, u32)> {
+    let numbers = u64::from_be(bytes.read::<u64>(transport + 4)?);
+    Some(((numbers >> 32) as u32, numbers as u32))
+}
+
+/// Reads the packet that an ICMP error at `icmp` is about (RFC 792), as far as it is quoted.
+#[inline(always)]
+pub fn embedded4<B: Bytes + ?Sized>(bytes: &B, icmp: usize) -> Result<Embedded<Ipv4Be>, PassReason> {
+    let network = icmp + ICMP_HEADER;
+    let header: Ipv4Hdr = bytes.read(network).ok_or(PassReason::MalformedIcmp)?;
+    let header_length = usize::from(header.vihl & 0x0F) * 4;
+    if header.vihl >> 4 != 4 || header_length < size_of::<Ipv4Hdr>() {
+        return Err(PassReason::MalformedIcmp);
+    }
+    if u16::from_be_bytes(header.frags) & IPV4_FRAGMENT_OFFSET != 0 {
+        return Err(PassReason::OtherIcmp);
+    }
+    let (source, destination) = (Ipv4Be::from_bytes(header.src_addr), Ipv4Be::from_bytes(header.dst_addr));
+    embedded(bytes, (source, destination), IpProto(u16::from(header.proto)), network, network + header_length)
+}
+
+/// The same for ICMPv6 (RFC 4443).
+#[inline(always)]
+pub fn embedded6<B: Bytes + ?Sized>(bytes: &B, icmp: usize) -> Result<Embedded<Ipv6Be>, PassReason> {
+    let network = icmp + ICMP_HEADER;
+    let header: Ipv6Hdr = bytes.read(network).ok_or(PassReason::MalformedIcmp)?;
+    let [version, ..] = header.vcf;
+    if version >> 4 != 6 {
+        return Err(PassReason::MalformedIcmp);
+    }
+    let start = network + size_of::<Ipv6Hdr>();
+    let (proto, skipped, part) = skip_extensions(bytes, IpProto(u16::from(header.next_hdr)), start)?;
+    if let Part::Later(_) = part {
+        return Err(PassReason::OtherIcmp);
+    }
+    let (source, destination) = (Ipv6Be::from_bytes(header.src_addr), Ipv6Be::from_bytes(header.dst_addr));
+    embedded(bytes, (source, destination), proto, network, start + skipped)
+}
+
+#[inline(always)]
+fn embedded<B: Bytes + ?Sized, A: Address>(
+    bytes: &B,
+    (source, destination): (A, A),
+    proto: IpProto,
+    network: usize,
+    transport: usize,
+) -> Result<Embedded<A>, PassReason> {
+    if !matches!(proto, IpProto::TCP | IpProto::UDP | IpProto::SCTP) {
+        return Err(PassReason::OtherIcmp);
+    }
+    let [a, b, c, d, ..] = bytes.read::<u64>(transport).ok_or(PassReason::MalformedIcmp)?.to_ne_bytes();
+    let ports = (Port::from_bytes([a, b]), Port::from_bytes([c, d]));
+    Ok(Embedded {
+        key: FlowKey::new(source, destination, ports, proto),
+        network: bytes.settle(network),
+        transport: bytes.settle(transport),
+    })
 }
 
 /// A segment of either family.
@@ -282,10 +431,16 @@ pub fn packet<B: Bytes + ?Sized>(bytes: &B) -> Result<AnySegment, PassReason> {
 }
 
 impl<A: Address> Segment<A> {
-    /// Whether this packet may begin a flow: a SYN, or any UDP packet.
+    /// Whether this packet may begin a flow: a SYN, what is alike for SCTP, or any UDP packet.
     #[inline(always)]
     pub fn opens_flow(&self) -> bool {
         self.key.proto == IpProto::UDP || self.flags.opens()
+    }
+
+    /// Whether this is an ICMP or ICMPv6 message.
+    #[inline(always)]
+    pub fn is_icmp(&self) -> bool {
+        matches!(self.key.proto, IpProto::ICMP | IpProto::ICMPV6)
     }
 }
 
@@ -369,9 +524,9 @@ mod tests {
             ("header of 16", |p| p[14] = 0x44, PassReason::MalformedIpv4),
             ("length below header", |p| p[17] = 19, PassReason::MalformedIpv4),
             ("longer than the frame", |p| p[17] = 41, PassReason::MalformedIpv4),
-            ("later fragment", |p| p[21] = 1, PassReason::Fragment),
-            ("first fragment", |p| p[20] = 0x20, PassReason::Fragment),
-            ("ICMP", |p| p[23] = 1, PassReason::NotTcpUdp),
+            ("later fragment of GRE", |p| (p[21], p[23]) = (1, 47), PassReason::OtherProtocol),
+            ("SCTP without a chunk", |p| (p[17], p[23]) = (20 + 15, 132), PassReason::MalformedSctp),
+            ("GRE", |p| p[23] = 47, PassReason::OtherProtocol),
             ("data offset 4", |p| p[46] = 0x40, PassReason::MalformedTcp),
         ];
         for (name, change, reason) in cases {
@@ -389,6 +544,68 @@ mod tests {
     }
 
     #[test]
+    fn fragments_are_told_apart() {
+        let mut first = tcp4();
+        (first[18], first[19], first[20]) = (0xAB, 0xCD, 0x20);
+        assert_eq!(v4(&first).part, Part::First(u32::from(u16::from_ne_bytes([0xAB, 0xCD]))));
+        assert_eq!(v4(&first).key.destination_port.to_host(), 80);
+        let mut later = first.clone();
+        (later[20], later[21]) = (0, 185);
+        assert!(matches!(v4(&later).part, Part::Later(_)));
+        assert_eq!((v4(&later).key.destination_port.to_host(), v4(&later).transport), (0, 34));
+
+        let part = |offset: u8, more: u8| v6(&udp6(44, &[17, 0, 0, offset << 3 | more, 1, 2, 3, 4])).part;
+        let id = u32::from_ne_bytes([1, 2, 3, 4]);
+        assert_eq!([part(0, 0), part(0, 1), part(1, 0)], [Part::Whole, Part::First(id), Part::Later(id)]);
+        // What looks like one more extension header is data already.
+        let data = v6(&udp6(44, &[17, 0, 0, 8, 1, 2, 3, 4, 60, 0, 0, 0, 0, 0, 0, 0]));
+        assert_eq!((data.transport, data.key.proto), (14 + 48, IpProto::UDP));
+    }
+
+    #[test]
+    fn the_first_of_several_fragments_says_the_length_of_all() {
+        let mut bytes = udp6(44, &[17, 0, 0, 1, 1, 2, 3, 4]);
+        let length = bytes.len() - 4;
+        bytes[length..length + 2].copy_from_slice(&4000_u16.to_be_bytes());
+        assert_eq!(v6(&bytes).key.destination_port.to_host(), 53);
+    }
+
+    #[test]
+    fn sctp_chunks_read_like_flags() {
+        let mut bytes = tcp4();
+        bytes[23] = 132;
+        for (chunk, opens, ends) in [(1, true, false), (2, false, false), (0, false, false), (6, false, true)] {
+            bytes[46] = chunk;
+            assert_eq!((v4(&bytes).opens_flow(), v4(&bytes).flags.ends()), (opens, ends), "chunk {chunk}");
+        }
+        assert_eq!(v4(&bytes).key.destination_port.to_host(), 80);
+    }
+
+    #[test]
+    fn icmp_errors_are_about_a_packet() {
+        let about = &tcp4()[14..14 + 28];
+        let mut bytes = tcp4();
+        bytes.truncate(34);
+        (bytes[17], bytes[23]) = (20 + 8 + 28, 1);
+        bytes.extend([3, 4, 0, 0, 0, 0, 5, 120]);
+        bytes.extend(about);
+        assert!(v4(&bytes).is_icmp());
+        let embedded = embedded4(&bytes[..], v4(&bytes).transport).unwrap();
+        assert_eq!((embedded.key, embedded.network, embedded.transport), (v4(&tcp4()).key, 42, 62));
+        bytes.pop();
+        assert_eq!(embedded4(&bytes[..], 34), Err(PassReason::MalformedIcmp));
+
+        let about = &udp6(60, &[17, 0, 0, 0, 0, 0, 0, 0])[14..];
+        let mut bytes = udp6(58, &[]);
+        bytes.truncate(54);
+        bytes[18..20].copy_from_slice(&((8 + about.len()) as u16).to_be_bytes());
+        bytes.extend([2, 0, 0, 0, 0, 0, 5, 0]);
+        bytes.extend(about);
+        let embedded = embedded6(&bytes[..], v6(&bytes).transport).unwrap();
+        assert_eq!((embedded.key.destination_port.to_host(), embedded.transport), (53, 54 + 8 + 48));
+    }
+
+    #[test]
     fn extension_chains_end() {
         let chain = |n: usize| {
             let mut extensions: Vec<u8> = [60, 0, 0, 0, 0, 0, 0, 0].repeat(n - 1);
@@ -397,7 +614,6 @@ mod tests {
         };
         assert_eq!(v6(&chain(IPV6_EXT_MAX)).key.proto, IpProto::UDP);
         assert_eq!(packet(&chain(IPV6_EXT_MAX + 1)[..]), Err(PassReason::ExtensionsTooDeep));
-        assert_eq!(packet(&udp6(44, &[17, 0, 0, 1, 0, 0, 0, 0])[..]), Err(PassReason::Fragment));
         assert_eq!(packet(&udp6(0, &[17, 200, 0, 0, 0, 0, 0, 0])[..]), Err(PassReason::MalformedIpv6));
     }
 
@@ -423,12 +639,17 @@ mod tests {
     }
 
     fn check_bounds(bytes: &[u8]) -> Result<(), TestCaseError> {
-        let (transport, network, ip_length, proto) = match packet(bytes) {
-            Ok(AnySegment::V4(s)) => (s.transport, s.network, s.ip_length, s.key.proto),
-            Ok(AnySegment::V6(s)) => (s.transport, s.network, s.ip_length, s.key.proto),
+        let (transport, network, ip_length, proto, part) = match packet(bytes) {
+            Ok(AnySegment::V4(s)) => (s.transport, s.network, s.ip_length, s.key.proto, s.part),
+            Ok(AnySegment::V6(s)) => (s.transport, s.network, s.ip_length, s.key.proto, s.part),
             Err(_reason) => return Ok(()),
         };
-        let header = if proto == IpProto::TCP { 20 } else { 8 };
+        let header = match (proto, part) {
+            (_, Part::Later(_)) => 0,
+            (IpProto::TCP, _) => 20,
+            (IpProto::SCTP, _) => 16,
+            _ => 8,
+        };
         prop_assert!(transport + header <= network + usize::from(ip_length));
         prop_assert!(network + usize::from(ip_length) <= bytes.len());
         prop_assert!(transport <= MAX_OFFSET);

@@ -14,11 +14,13 @@ pub enum Algorithm {
     Maglev = 2,
     /// By a hash of the client's address alone, over the same kind of table.
     SourceHash = 3,
+    /// Of two at random the one that has fewer live flows for its weight (Mitzenmacher, "The Power of Two Choices").
+    LeastConnections = 4,
 }
 
 impl Algorithm {
     /// Every algorithm.
-    pub const ALL: [Self; 4] = [Self::Random, Self::RoundRobin, Self::Maglev, Self::SourceHash];
+    pub const ALL: [Self; 5] = [Self::Random, Self::RoundRobin, Self::Maglev, Self::SourceHash, Self::LeastConnections];
 
     /// The name in files and tables.
     pub const fn name(self) -> &'static str {
@@ -27,6 +29,7 @@ impl Algorithm {
             Self::RoundRobin => "round-robin",
             Self::Maglev => "maglev",
             Self::SourceHash => "source-hash",
+            Self::LeastConnections => "least-connections",
         }
     }
 
@@ -37,6 +40,7 @@ impl Algorithm {
             1 => Self::RoundRobin,
             2 => Self::Maglev,
             3 => Self::SourceHash,
+            4 => Self::LeastConnections,
             _ => Self::Random,
         }
     }
@@ -61,11 +65,21 @@ pub fn slot_index<A: Address>(
     next: impl FnOnce() -> u32,
 ) -> u32 {
     match algorithm {
-        Algorithm::Random => scale(random(), length),
-        Algorithm::RoundRobin => next() % length,
+        // Least-connections draws twice, and compares.
+        Algorithm::Random | Algorithm::LeastConnections => scale(random(), length),
+        // Not `%`: the compiler would have to see that the length is not zero, or call a panic that BPF has no room for.
+        Algorithm::RoundRobin => next().checked_rem(length).unwrap_or(0),
         Algorithm::Maglev => scale((key.hash() >> 32) as u32, length),
         Algorithm::SourceHash => scale((key.source_hash() >> 32) as u32, length),
     }
+}
+
+/// Of two backends the one with fewer live flows for its weight; each is given as (live flows, weight above zero).
+/// `true`: the second.
+#[inline(always)]
+pub const fn prefers_second(first: (u64, u16), second: (u64, u16)) -> bool {
+    // Where both are alike the first stays: it was drawn by weight, so weights hold for idle backends, too.
+    second.0 * (first.1 as u64) < first.0 * (second.1 as u64)
 }
 
 /// Maps 32 uniform bits to `0..length`, without a division (Lemire, "Fast random integer generation in an interval").
@@ -99,6 +113,13 @@ mod tests {
         for algorithm in Algorithm::ALL {
             assert_eq!(Algorithm::from_raw(algorithm as u8), algorithm);
         }
+    }
+
+    #[test]
+    fn fewer_flows_for_the_weight_are_preferred() {
+        assert!(!prefers_second((0, 1), (0, 256)), "idle ones are alike");
+        assert!(prefers_second((1, 1), (0, 1)) && !prefers_second((0, 1), (1, 1)));
+        assert!(prefers_second((2, 1), (3, 2)) && !prefers_second((2, 1), (4, 2)));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What Rust has no words for on this target: all of the inline assembly.
 
+use lb_common::parse::MAX_OFFSET;
+
 /// Hides from the optimizer how an address was computed.
 ///
 /// The verifier ties a bounds check to the very pointer that was checked. Without this, the compiler
@@ -12,6 +14,20 @@ pub(crate) fn opaque(mut address: usize) -> usize {
         core::arch::asm!("{0} = {0}", inout(reg) address, options(nomem, nostack, preserves_flags));
     }
     address
+}
+
+/// Shows the verifier that an offset, which the parser found, is below 2^14.
+///
+/// A comparison would not do: the compiler may compare one register and use another that holds the same, and Linux 6.1 does
+/// not see that they do.
+#[inline(always)]
+pub(crate) fn bounded(mut offset: usize) -> usize {
+    const _: () = assert!(MAX_OFFSET < 1 << 14);
+    // SAFETY: Clears bits that are not set.
+    unsafe {
+        core::arch::asm!("{0} &= 0x3fff", inout(reg) offset, options(nomem, nostack, preserves_flags));
+    }
+    offset
 }
 
 /// Adds to a counter that all CPUs share, and gives what it was before (`BPF_ATOMIC | BPF_FETCH`, Linux 5.12;

@@ -1,25 +1,78 @@
-//! Whose packet is it: the questions asked of a packet that has no flow.
+//! Whose packet is it: the questions asked of a packet that has no established flow.
 
 use lb_common::{
-    abi::ServiceKey,
+    abi::{Frontend, ServiceKey, VipKey},
     flow::Direction,
     net::Address,
-    parse::Segment,
-    verdict::{DropReason, PassReason, Verdict},
+    parse::{Part, Segment},
+    verdict::{AnswerReason, DropReason, PassReason, Stage, Verdict},
 };
 
-use crate::maps::{self, FamilyMaps};
+use crate::{
+    answer,
+    maps::{self, FamilyMaps},
+    packet::{Hook, Packet},
+};
 
-/// The id of the service that a packet may open a flow to.
+/// What becomes of a packet that has no established flow. Other traffic than ours ends here, and so by few lookups.
 #[inline(always)]
-pub(crate) fn service<F: FamilyMaps>(segment: &Segment<F::Address>) -> Result<u32, Verdict> {
+pub(crate) fn stranger<P: Packet, F: FamilyMaps>(packet: &P, segment: &Segment<F::Address>) -> Verdict {
+    if maps::flow(F::pending(), &segment.key).is_some() {
+        return Stage::Pending.into();
+    }
+    if packet.hook() == Hook::EGRESS {
+        return PassReason::NotService.into();
+    }
+    if frontend::<F>(segment).is_some() {
+        return Stage::Open.into();
+    }
+    match maps::vip::<F>(segment.key.destination) {
+        Some(_) if is_later_fragment(segment) => DropReason::FragmentLost.into(),
+        Some(flags) if flags & VipKey::REFUSES != 0 => answer::refuse(segment, AnswerReason::WrongPort),
+        _ => PassReason::NotService.into(),
+    }
+}
+
+/// The frontend that a packet is for.
+#[inline(always)]
+pub(crate) fn frontend<F: FamilyMaps>(segment: &Segment<F::Address>) -> Option<Frontend> {
     let key = &segment.key;
-    let frontend = ServiceKey::new(key.destination, key.destination_port, key.proto);
-    let id = maps::service_id::<F>(&frontend).ok_or(PassReason::NotService)?;
+    maps::frontend::<F>(&ServiceKey::new(key.destination, key.destination_port, key.proto))
+}
+
+/// The frontend that a packet may open a flow to.
+#[inline(always)]
+pub(crate) fn admit<P: Packet, F: FamilyMaps>(packet: &P, segment: &Segment<F::Address>) -> Result<Frontend, Verdict> {
+    let frontend = frontend::<F>(segment).ok_or(PassReason::NotService)?;
+    let is_checked = frontend.flags & Frontend::SOURCE_RANGES != 0 && packet.hook() != Hook::POD;
+    if is_checked && !maps::is_source_allowed(frontend.service, segment.key.source) {
+        return Err(DropReason::SourceNotAllowed.into());
+    }
+    // It is forged. The backend's reply would come back to us as a request: two services that answer each other never end.
+    // (An external or load balancer address may be some other machine's, which is a client like any.)
+    if maps::vip::<F>(segment.key.source).is_some_and(|flags| flags & VipKey::REFUSES != 0) {
+        return Err(DropReason::SourceIsService.into());
+    }
     if !segment.opens_flow() {
         return Err(DropReason::NoFlow.into());
     }
-    Ok(id)
+    Ok(frontend)
+}
+
+/// What becomes of a later fragment whose first has not come, or of a flow that is not known.
+#[inline(always)]
+pub(crate) fn lost_fragment<P: Packet, F: FamilyMaps>(packet: &P, segment: &Segment<F::Address>) -> Verdict {
+    // At our own addresses it may be the host's: the stack waits for the first as long as it likes.
+    if packet.hook() != Hook::EGRESS && maps::vip::<F>(segment.key.destination).is_some() {
+        return DropReason::FragmentLost.into();
+    }
+    PassReason::Fragment.into()
+}
+
+/// Whether the packet is a later fragment.
+#[inline(always)]
+pub(crate) fn is_later_fragment<A: Address>(segment: &Segment<A>) -> bool {
+    matches!(segment.part, Part::Later(_))
 }
 
 /// Whether the packet may go one hop further (RFC 1812, section 5.3.1). The stack answers a request that may not;

@@ -1,6 +1,7 @@
 //! What the agent sets before it loads the programs: the kernel treats it as constant.
 
 use aya_ebpf::Global;
+use lb_common::flow::{Tick, Timeouts};
 
 /// The first port of the SNAT range, in host order.
 #[unsafe(no_mangle)]
@@ -10,9 +11,46 @@ static SNAT_FIRST: Global<u16> = Global::new(1024);
 #[unsafe(no_mangle)]
 static SNAT_LAST: Global<u16> = Global::new(u16::MAX);
 
+/// How long a TCP connection may be opening without a packet, in ticks.
+#[unsafe(no_mangle)]
+static TIMEOUT_OPENING: Global<u32> = Global::new(Tick::from_seconds(60));
+
+/// How long a TCP connection may be idle, in ticks.
+#[unsafe(no_mangle)]
+static TIMEOUT_ESTABLISHED: Global<u32> = Global::new(Tick::from_seconds(8_000));
+
+/// How long an ended side of a TCP connection is remembered without a packet, in ticks.
+#[unsafe(no_mangle)]
+static TIMEOUT_CLOSING: Global<u32> = Global::new(Tick::from_seconds(10));
+
+/// How long a UDP flow may be idle, in ticks.
+#[unsafe(no_mangle)]
+static TIMEOUT_DATAGRAM: Global<u32> = Global::new(Tick::from_seconds(60));
+
+/// Whether echo requests to services' own addresses are answered: 0 or 1.
+#[unsafe(no_mangle)]
+static ANSWER_PING: Global<u32> = Global::new(0);
+
 /// The first port of the SNAT range and how many there are.
 #[inline(always)]
 pub(crate) fn snat_ports() -> (u16, u32) {
     let first = SNAT_FIRST.load();
     (first, u32::from(SNAT_LAST.load().wrapping_sub(first)) + 1)
+}
+
+/// How long flows live without a packet.
+#[inline(always)]
+pub(crate) fn timeouts() -> Timeouts {
+    Timeouts {
+        opening: TIMEOUT_OPENING.load(),
+        established: TIMEOUT_ESTABLISHED.load(),
+        closing: TIMEOUT_CLOSING.load(),
+        datagram: TIMEOUT_DATAGRAM.load(),
+    }
+}
+
+/// Whether echo requests to services' own addresses are answered.
+#[inline(always)]
+pub(crate) fn answers_ping() -> bool {
+    ANSWER_PING.load() != 0
 }

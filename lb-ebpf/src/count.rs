@@ -1,13 +1,54 @@
 //! Where every packet's way ends: the verdict is counted and becomes an action.
 
-use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_redirect};
-use lb_common::{parse::Bytes as _, verdict::Verdict};
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    helpers::generated::bpf_redirect,
+};
+use lb_common::{net::IfIndex, verdict::Verdict};
 
-use crate::{maps, packet::Packet};
+use crate::{
+    maps,
+    packet::{Packet, SkbPacket, XdpPacket},
+};
 
-/// Counts the verdict, with the packet's bytes, and gives the action for it.
+/// What a hook calls the actions.
+pub(crate) trait Actions: Packet {
+    /// Goes on as if we were not there, to other programs at the hook and to the stack.
+    const PASS: u32;
+    /// Ends here.
+    const DROP: u32;
+
+    /// Leaves by the interface that it came in by.
+    fn back(&self) -> u32;
+}
+
+impl Actions for XdpPacket {
+    const PASS: u32 = xdp_action::XDP_PASS;
+    const DROP: u32 = xdp_action::XDP_DROP;
+
+    #[inline(always)]
+    fn back(&self) -> u32 {
+        xdp_action::XDP_TX
+    }
+}
+
+impl Actions for SkbPacket {
+    // The same number as `TCX_NEXT`.
+    const PASS: u32 = TC_ACT_UNSPEC as u32;
+    const DROP: u32 = TC_ACT_SHOT as u32;
+
+    #[inline(always)]
+    fn back(&self) -> u32 {
+        redirect(self.interface())
+    }
+}
+
+/// Counts the verdict, with the packet's bytes, and gives the action for it. Bytes are those of the packet as it is now.
 #[inline(always)]
-pub(crate) fn finish(packet: &Packet, verdict: Verdict) -> u32 {
+pub(crate) fn finish<P: Actions>(packet: &P, verdict: Verdict) -> u32 {
+    if let Verdict::Next(stage) = verdict {
+        packet.hand_on(stage);
+    }
     if let Some(counter) = maps::counter(verdict.counter()) {
         // SAFETY: This CPU's own element, and no other program runs on it meanwhile.
         unsafe {
@@ -16,10 +57,15 @@ pub(crate) fn finish(packet: &Packet, verdict: Verdict) -> u32 {
         }
     }
     match verdict {
-        Verdict::Pass(_) => xdp_action::XDP_PASS,
-        Verdict::Tx => xdp_action::XDP_TX,
-        Verdict::Drop(_) => xdp_action::XDP_DROP,
-        // SAFETY: The helper only notes the interface for the driver.
-        Verdict::Redirect(interface) => unsafe { bpf_redirect(interface.0, 0) as u32 },
+        Verdict::Pass(_) => P::PASS,
+        Verdict::Tx | Verdict::Answer(_) => packet.back(),
+        Verdict::Redirect(interface) => redirect(interface),
+        Verdict::Drop(_) | Verdict::Next(_) => P::DROP,
     }
+}
+
+#[inline(always)]
+fn redirect(interface: IfIndex) -> u32 {
+    // SAFETY: The helper only notes the interface, for the driver or for the stack.
+    unsafe { bpf_redirect(interface.0, 0) as u32 }
 }

@@ -1,53 +1,110 @@
-//! How a translated packet leaves: the next hop, and the verdict for it.
+//! How a packet of a flow leaves: where it is translated, by which way, and the verdict for it.
 
 use aya_ebpf::{
     bindings::{
-        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
-        BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT, bpf_fib_lookup as FibParams,
+        BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS,
+        BPF_FIB_LKUP_RET_UNSUPP_LWT, bpf_fib_lookup as FibParams,
     },
     helpers::generated::bpf_fib_lookup,
 };
 use lb_common::{
     abi::{Flow, Hop},
-    net::{Address, IfIndex, MacAddr},
+    flow::Direction,
+    net::{Address, IfIndex, IpProto, MacAddr},
     parse::Segment,
     verdict::{DropReason, PassReason, Verdict},
 };
 
 use crate::{
+    classify,
     maps::{self, FamilyMaps},
-    packet::Packet,
+    packet::{Hook, Packet},
     track::Moment,
 };
 
 /// The least MTU that there is, in bytes.
 const MTU_MIN: u16 = 68;
 
-/// Who sends the packet on.
-pub(crate) enum Egress {
-    /// Wharf itself, by this interface.
-    Wire(IfIndex),
-    /// The network stack, which forwards the translated packet.
-    Stack(PassReason),
+/// Who sends a packet on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// The network stack, which forwards the translated packet: it counts the TTL and addresses the frame itself.
+    Stack,
+    /// We, to the flow's next hop.
+    Wire,
+    /// We, to where it came from.
+    Back,
 }
 
-/// Who sends a packet to this hop.
+/// Whether this hook is the place to translate a packet of a flow.
+///
+/// The stack must see of a flow on this node the same addresses in both directions, and of its services none: so requests are
+/// translated before they reach it, and replies after they have left it. All others never reach it.
 #[inline(always)]
-pub(crate) fn egress<A: Address>(packet: &Packet, segment: &Segment<A>, hop: &Hop, epoch: u32) -> Egress {
-    if hop.epoch != epoch {
-        return Egress::Stack(PassReason::NeighbourUnresolved);
+pub(crate) fn is_here<P: Packet, A: Address>(packet: &P, segment: &Segment<A>, flow: &Flow<A>) -> Result<(), Verdict> {
+    let is_egress = packet.hook() == Hook::EGRESS;
+    match (flow.is_on_node(), flow.direction()) {
+        (true, Direction::Request) if !is_egress => Ok(()),
+        (true, Direction::Reply) if is_egress => Ok(()),
+        (true, Direction::Reply) => Err(PassReason::ReplyUnderway.into()),
+        (false, direction) if !is_egress => classify::lives_on(segment, direction),
+        _ => Err(PassReason::NotService.into()),
     }
-    // A tagged frame goes back as it came. To leave by another device its tags have to change, which the stack knows to do.
-    if hop.mtu == 0 || (segment.is_tagged && hop.interface != packet.ingress()) {
-        return Egress::Stack(PassReason::RoutedByStack);
-    }
-    Egress::Wire(hop.interface)
 }
 
-/// The verdict for a packet that leaves by an interface.
+/// Who sends a packet of a flow on, and why if it is the stack.
 #[inline(always)]
-pub(crate) fn verdict(packet: &Packet, interface: IfIndex) -> Verdict {
-    if interface == packet.ingress() { Verdict::Tx } else { Verdict::Redirect(interface) }
+pub(crate) fn way<P: Packet, A: Address>(
+    packet: &P,
+    segment: &Segment<A>,
+    flow: &Flow<A>,
+    epoch: u32,
+) -> (Way, PassReason) {
+    let hop = &flow.hop;
+    if flow.is_on_node() {
+        let reason = match flow.direction() {
+            Direction::Request => PassReason::RequestOnNode,
+            Direction::Reply => PassReason::ReplyOnNode,
+        };
+        return (Way::Stack, reason);
+    }
+    // The FIB names a VLAN's own device for what leaves with a tag: on any other the tags have to go, which the stack knows to do.
+    let is_tagged = segment.is_tagged || packet.is_tagged_outside();
+    if flow.is_hairpin() {
+        (Way::Back, PassReason::RoutedByStack)
+    } else if hop.epoch != epoch {
+        (Way::Stack, PassReason::NeighbourUnresolved)
+    } else if hop.mtu == 0 || is_tagged {
+        (Way::Stack, PassReason::RoutedByStack)
+    } else {
+        (Way::Wire, PassReason::RoutedByStack)
+    }
+}
+
+/// Whether a packet is small enough for its next hop.
+#[inline(always)]
+pub(crate) fn fits<P: Packet, A: Address>(packet: &P, segment: &Segment<A>, hop: &Hop) -> bool {
+    let headers = || {
+        let transport = match segment.key.proto {
+            // The data offset, in words of four bytes.
+            IpProto::TCP => {
+                packet.read(segment.transport + 12).map_or(20, |[offset]: [u8; 1]| u16::from(offset >> 4) * 4)
+            }
+            _ => 8,
+        };
+        (segment.transport - segment.network) as u16 + transport
+    };
+    packet.largest_on_wire(segment.ip_length, headers) <= hop.mtu
+}
+
+/// The verdict for a packet that goes this way.
+#[inline(always)]
+pub(crate) fn verdict<P: Packet, A: Address>(packet: &P, flow: &Flow<A>, way: Way, reason: PassReason) -> Verdict {
+    match way {
+        Way::Stack => reason.into(),
+        Way::Wire if flow.hop.interface != packet.interface() => Verdict::Redirect(flow.hop.interface),
+        Way::Wire | Way::Back => Verdict::Tx,
+    }
 }
 
 /// Asks the kernel's FIB where a packet goes once it is translated as the flow says, and notes it in the flow.
@@ -55,10 +112,10 @@ pub(crate) fn verdict(packet: &Packet, interface: IfIndex) -> Verdict {
 /// A hop whose neighbour is unknown stays of another epoch, to be asked for again with the next packet;
 /// one that only the stack sends to has an MTU of zero.
 #[inline(never)] // The stack, as in `track`.
-pub(crate) fn lookup<F: FamilyMaps>(
-    packet: &Packet,
+pub(crate) fn lookup<P: Packet, F: FamilyMaps>(
+    packet: &P,
     segment: &Segment<F::Address>,
-    moment: &Moment,
+    moment: Moment,
     flow: &mut Flow<F::Address>,
 ) -> Result<(), DropReason> {
     let params = &mut F::workspace().ok_or(DropReason::MapMissing)?.fib;
@@ -66,8 +123,9 @@ pub(crate) fn lookup<F: FamilyMaps>(
     params.l4_protocol = segment.key.proto.0 as u8;
     params.sport = flow.source_port.word();
     params.dport = flow.destination_port.word();
-    params.ifindex = packet.ingress().0;
-    params.__bindgen_anon_1.tot_len = segment.ip_length;
+    params.ifindex = packet.interface().0;
+    // Not the packet's: whether it is too big is for us to say. But zero would make the tc helper compare by itself.
+    params.__bindgen_anon_1.tot_len = 1;
     params.__bindgen_anon_2.flowinfo = F::fib_class(segment.traffic_class);
     // For IPv4 the kernel reads the first word alone.
     params.__bindgen_anon_3.ipv6_src = fib_words(flow.source);
@@ -101,7 +159,6 @@ pub(crate) fn lookup<F: FamilyMaps>(
         }
         BPF_FIB_LKUP_RET_NOT_FWDED => Err(DropReason::NotForwarded),
         BPF_FIB_LKUP_RET_FWD_DISABLED => Err(DropReason::ForwardingDisabled),
-        BPF_FIB_LKUP_RET_FRAG_NEEDED => Err(DropReason::PacketTooBig),
         _ => Err(DropReason::NoRoute),
     }
 }

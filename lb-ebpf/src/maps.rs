@@ -11,13 +11,18 @@ use core::{
 
 use aya_ebpf::{
     bindings::{BPF_EXIST, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup},
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, lpm_trie::Key},
     macros::btf_map,
+    programs::{TcContext, XdpContext},
 };
 use lb_common::{
-    abi::{BPF_F_MMAPABLE, Backend, Counter, Flow, FlowKey, InterfaceAddresses, Service, ServiceKey, Slot, TableRange},
+    abi::{
+        Affinity, AffinityKey, BPF_F_MMAPABLE, Backend, Counter, Flow, FlowKey, Fragment, FragmentKey, Frontend,
+        InterfaceAddresses, Service, ServiceKey, Slot, SourceKey, TableRange, VipKey,
+    },
     net::{Address, Family, IfIndex, Ipv4Be, Ipv6Be, V4, V6},
-    verdict::COUNTERS as ALL_COUNTERS,
+    parse::Segment,
+    verdict::{COUNTERS as ALL_COUNTERS, Stage},
 };
 
 use crate::asm;
@@ -25,18 +30,41 @@ use crate::asm;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 const N_COUNTERS: usize = ALL_COUNTERS.len();
 
-type Services<A> = HashMap<ServiceKey<A>, u32, 1, NO_PREALLOC>;
-type Flows<A> = LruHashMap<FlowKey<A>, Flow<A>, 2>;
+/// How many datagrams in fragments are followed at a time, in each family: those of some seconds.
+const N_FRAGMENTS: usize = 8192;
 
-/// IPv4 frontend → service id. The agent writes, the programs read; a miss means: not a service.
+type Services<A> = HashMap<ServiceKey<A>, Frontend, 1, NO_PREALLOC>;
+type Vips<A> = HashMap<VipKey<A>, u32, 1, NO_PREALLOC>;
+pub(crate) type Flows<A> = LruHashMap<FlowKey<A>, Flow<A>, 2>;
+type Fragments<A> = LruHashMap<FragmentKey<A>, Fragment, N_FRAGMENTS>;
+
+/// IPv4 frontend → service id and flags. The agent writes, the programs read; a miss means: not a service.
 #[btf_map]
 static SERVICES4: Services<Ipv4Be> = HashMap::new();
 
-/// IPv6 frontend → service id. The agent writes, the programs read; a miss means: not a service.
+/// IPv6 frontend → service id and flags. The agent writes, the programs read; a miss means: not a service.
 #[btf_map]
 static SERVICES6: Services<Ipv6Be> = HashMap::new();
 
-/// Service id → table range and algorithm. The agent writes, all but the cursor; no miss for a known id.
+/// IPv4 address that is a service's alone → what becomes of ports that no service takes. The agent writes, the programs
+/// read; a miss means: this host's address, or nobody's.
+#[btf_map]
+static VIPS4: Vips<Ipv4Be> = HashMap::new();
+
+/// IPv6 address that is a service's alone → what becomes of ports that no service takes. The agent writes, the programs
+/// read; a miss means: this host's address, or nobody's.
+#[btf_map]
+static VIPS6: Vips<Ipv6Be> = HashMap::new();
+
+/// Service id and prefix of clients' addresses → 1. The agent writes, the programs read; a miss means: not allowed.
+#[btf_map]
+static SOURCES: LpmTrie<SourceKey, u32, 1> = LpmTrie::new();
+
+/// Service id and client → backend of its last flow. The programs write and read; a miss means: any will do.
+#[btf_map]
+static AFFINITY: LruHashMap<AffinityKey, Affinity, 1> = LruHashMap::new();
+
+/// Service id → table ranges and algorithm. The agent writes, all but the cursor; no miss for a known id.
 #[btf_map]
 static SERVICE: Array<Service, 1, BPF_F_MMAPABLE> = Array::new();
 
@@ -44,19 +72,39 @@ static SERVICE: Array<Service, 1, BPF_F_MMAPABLE> = Array::new();
 #[btf_map]
 static TABLE: Array<Slot, 1, BPF_F_MMAPABLE> = Array::new();
 
-/// Backend id → address and port. The agent writes, all but the count of flows; no miss for a known id.
+/// Backend id → address and port. The agent writes, all but the counts of flows; no miss for a known id.
 #[btf_map]
 static BACKENDS: Array<Backend, 1, BPF_F_MMAPABLE> = Array::new();
 
-/// IPv4 tuple → translation; one entry for each direction. The programs write and read; a miss means: no known flow.
+/// IPv4 tuple → translation of an established flow; one entry for each direction. The programs write and read; a miss
+/// means: no established flow.
 #[btf_map]
 static FLOWS4: Flows<Ipv4Be> = LruHashMap::new();
 
-/// IPv6 tuple → translation; one entry for each direction. The programs write and read; a miss means: no known flow.
+/// IPv6 tuple → translation of an established flow; one entry for each direction. The programs write and read; a miss
+/// means: no established flow.
 #[btf_map]
 static FLOWS6: Flows<Ipv6Be> = LruHashMap::new();
 
-/// Interface → our addresses there. The agent writes, the programs read; a miss means: not an interface of ours.
+/// IPv4 tuple → translation of a flow that is not established yet, so that a flood of SYNs only ever forces out its like.
+/// The programs write and read; a miss means: no such flow.
+#[btf_map]
+static PENDING4: Flows<Ipv4Be> = LruHashMap::new();
+
+/// IPv6 tuple → translation of a flow that is not established yet. The programs write and read; a miss means: no such flow.
+#[btf_map]
+static PENDING6: Flows<Ipv6Be> = LruHashMap::new();
+
+/// IPv4 datagram → ports, from its first fragment. The programs write and read; a miss means: the first did not come yet.
+#[btf_map]
+static FRAGMENTS4: Fragments<Ipv4Be> = LruHashMap::new();
+
+/// IPv6 datagram → ports, from its first fragment. The programs write and read; a miss means: the first did not come yet.
+#[btf_map]
+static FRAGMENTS6: Fragments<Ipv6Be> = LruHashMap::new();
+
+/// Interface → our addresses there; 0 → those of the node. The agent writes, the programs read; a miss means: not an
+/// interface of ours.
 #[btf_map]
 static ADDRESSES: HashMap<u32, InterfaceAddresses, 1024, NO_PREALLOC> = HashMap::new();
 
@@ -76,9 +124,44 @@ static WORKSPACE4: PerCpuArray<Workspace<Ipv4Be>, 1> = PerCpuArray::new();
 #[btf_map]
 static WORKSPACE6: PerCpuArray<Workspace<Ipv6Be>, 1> = PerCpuArray::new();
 
+/// What was read of an IPv4 packet whose program needs its stack for other things, on each CPU. The programs write and
+/// read; always there.
+#[btf_map]
+static SEGMENT4: PerCpuArray<Segment<Ipv4Be>, 1> = PerCpuArray::new();
+
+/// What was read of an IPv6 packet whose program needs its stack for other things, on each CPU. The programs write and
+/// read; always there.
+#[btf_map]
+static SEGMENT6: PerCpuArray<Segment<Ipv6Be>, 1> = PerCpuArray::new();
+
 /// Where a number goes for the verifier to forget it, on each CPU. The programs write and read; always there.
 #[btf_map]
 static FORGOTTEN: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// What a program tells the one that it hands a packet on to, on each CPU. The programs write and read; always there.
+#[btf_map]
+static HANDOVER: PerCpuArray<Handover, 1> = PerCpuArray::new();
+
+/// Stage → XDP program. The agent fills it before it attaches.
+#[btf_map]
+static XDP_STAGES: ProgramArray<{ Stage::ALL.len() }> = ProgramArray::new();
+
+/// Stage → tc program. The agent fills it before it attaches.
+#[btf_map]
+static TC_STAGES: ProgramArray<{ Stage::ALL.len() }> = ProgramArray::new();
+
+/// What a program tells the one that it hands a packet on to.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Handover {
+    /// What the packet is answered with: an [`AnswerReason`](lb_common::verdict::AnswerReason).
+    pub(crate) answer: u32,
+    /// The MTU that the sender is told, in bytes.
+    pub(crate) mtu: u32,
+}
+
+/// The most bytes of an answer, from its IP header on: the kernel's checksum helper takes no more than 512.
+pub(crate) const ANSWER_MAX: usize = 304;
 
 /// What would not fit on the stack, of which a program and all that it calls have 512 bytes.
 /// A run has it to itself: XDP and tc programs run with softirqs off, so on one CPU one after another
@@ -93,12 +176,20 @@ pub(crate) struct Workspace<A: Address> {
     pub(crate) peer_key: FlowKey<A>,
     /// A question to the kernel's FIB, and the answer.
     pub(crate) fib: bpf_fib_lookup,
+    /// An answer in the making.
+    pub(crate) answer: [u8; ANSWER_MAX],
 }
 
 /// The maps of one family.
 pub(crate) trait FamilyMaps: Family {
     fn services() -> &'static Services<Self::Address>;
+    fn vips() -> &'static Vips<Self::Address>;
+    /// Established flows.
     fn flows() -> &'static Flows<Self::Address>;
+    /// Flows that are not established yet.
+    fn pending() -> &'static Flows<Self::Address>;
+    fn fragments() -> &'static Fragments<Self::Address>;
+    fn segment() -> &'static PerCpuArray<Segment<Self::Address>, 1>;
     fn workspace() -> Option<&'static mut Workspace<Self::Address>>;
     fn source(addresses: &InterfaceAddresses) -> Self::Address;
 }
@@ -110,8 +201,28 @@ impl FamilyMaps for V4 {
     }
 
     #[inline(always)]
+    fn vips() -> &'static Vips<Ipv4Be> {
+        &VIPS4
+    }
+
+    #[inline(always)]
     fn flows() -> &'static Flows<Ipv4Be> {
         &FLOWS4
+    }
+
+    #[inline(always)]
+    fn pending() -> &'static Flows<Ipv4Be> {
+        &PENDING4
+    }
+
+    #[inline(always)]
+    fn fragments() -> &'static Fragments<Ipv4Be> {
+        &FRAGMENTS4
+    }
+
+    #[inline(always)]
+    fn segment() -> &'static PerCpuArray<Segment<Ipv4Be>, 1> {
+        &SEGMENT4
     }
 
     #[inline(always)]
@@ -133,8 +244,28 @@ impl FamilyMaps for V6 {
     }
 
     #[inline(always)]
+    fn vips() -> &'static Vips<Ipv6Be> {
+        &VIPS6
+    }
+
+    #[inline(always)]
     fn flows() -> &'static Flows<Ipv6Be> {
         &FLOWS6
+    }
+
+    #[inline(always)]
+    fn pending() -> &'static Flows<Ipv6Be> {
+        &PENDING6
+    }
+
+    #[inline(always)]
+    fn fragments() -> &'static Fragments<Ipv6Be> {
+        &FRAGMENTS6
+    }
+
+    #[inline(always)]
+    fn segment() -> &'static PerCpuArray<Segment<Ipv6Be>, 1> {
+        &SEGMENT6
     }
 
     #[inline(always)]
@@ -149,14 +280,29 @@ impl FamilyMaps for V6 {
     }
 }
 
-/// The id of the service behind a frontend.
+/// The service behind a frontend, and what holds for it.
 #[inline(always)]
-pub(crate) fn service_id<F: FamilyMaps>(key: &ServiceKey<F::Address>) -> Option<u32> {
+pub(crate) fn frontend<F: FamilyMaps>(key: &ServiceKey<F::Address>) -> Option<Frontend> {
     // SAFETY: A single aligned word is copied out; the element may be freed only after this program's run.
     unsafe { F::services().get(key) }.copied()
 }
 
-/// A service: its table range, its algorithm, and a counter of picks to draw from.
+/// The flags of an address that is a service's alone.
+#[inline(always)]
+pub(crate) fn vip<F: FamilyMaps>(address: F::Address) -> Option<u32> {
+    // SAFETY: As above.
+    unsafe { F::vips().get(VipKey { address }) }.copied()
+}
+
+/// Whether a service has a source range with this client in it.
+#[inline(always)]
+pub(crate) fn is_source_allowed<A: Address>(service: u32, client: A) -> bool {
+    let length = SourceKey::prefix_length(8 * size_of::<A>() as u32);
+    let key = Key::new(length, SourceKey::new(service, client.to_words()));
+    SOURCES.get(&key).is_some()
+}
+
+/// A service: its table ranges, its algorithm, and a counter of picks to draw from.
 pub(crate) struct ServiceEntry(*mut Service);
 
 impl ServiceEntry {
@@ -166,11 +312,18 @@ impl ServiceEntry {
         SERVICE.get_ptr_mut(id).map(Self)
     }
 
-    /// The backend set, in one load: the old one or the new one, never a mixture.
+    /// The backends of policy Cluster, in one load: the old set or the new one, never a mixture.
     #[inline(always)]
-    pub(crate) fn table(&self) -> TableRange {
+    pub(crate) fn cluster(&self) -> TableRange {
         // SAFETY: An element of an array map, which is never freed; the field is aligned, so the volatile load is one load.
-        TableRange::from_word(unsafe { ptr::read_volatile(&raw const (*self.0).table) })
+        TableRange::from_word(unsafe { ptr::read_volatile(&raw const (*self.0).cluster) })
+    }
+
+    /// The backends of policy Local, likewise.
+    #[inline(always)]
+    pub(crate) fn local(&self) -> TableRange {
+        // SAFETY: As above.
+        TableRange::from_word(unsafe { ptr::read_volatile(&raw const (*self.0).local) })
     }
 
     /// The number of the algorithm.
@@ -180,12 +333,75 @@ impl ServiceEntry {
         unsafe { (*self.0).algorithm }
     }
 
+    /// For how many seconds a client's flows go to one backend; zero: they need not.
+    #[inline(always)]
+    pub(crate) fn affinity(&self) -> u32 {
+        // SAFETY: As above.
+        unsafe { ptr::read_volatile(&raw const (*self.0).affinity) }
+    }
+
     /// Counts a pick, and gives how many there were before.
     #[inline(always)]
     pub(crate) fn next_pick(&self) -> u32 {
         // SAFETY: As above.
         unsafe { asm::fetch_add(&raw mut (*self.0).cursor, 1) as u32 }
     }
+}
+
+/// Where a client's last flow to a service went, as it stands in the map. If that has become another client's meanwhile, the
+/// caller finds out what is wrong with it, and that one's looks a little younger: no harm.
+#[inline(always)]
+pub(crate) fn affinity(key: &AffinityKey) -> Option<&'static mut Affinity> {
+    // SAFETY: Map memory, which outlives the run; each field is read and written by itself.
+    AFFINITY.get_ptr_mut(key).map(|affinity| unsafe { &mut *affinity })
+}
+
+/// Remembers where a client's first flow to a service goes. `false` if there is an entry already.
+#[inline(always)]
+pub(crate) fn claim_affinity(key: &AffinityKey, affinity: &Affinity) -> bool {
+    AFFINITY.insert(key, affinity, u64::from(BPF_NOEXIST)).is_ok()
+}
+
+/// Remembers where a client's last flow to a service went.
+#[inline(always)]
+pub(crate) fn set_affinity(key: &AffinityKey, affinity: &Affinity) {
+    // Where there is no room the client's next flow goes anywhere.
+    let _no_room = AFFINITY.insert(key, affinity, 0);
+}
+
+/// The ports of a datagram, from its first fragment.
+#[inline(always)]
+pub(crate) fn fragment<F: FamilyMaps>(key: &FragmentKey<F::Address>) -> Option<Fragment> {
+    // SAFETY: A single aligned word is copied out; if it has become another datagram's, its flow is not this one's.
+    unsafe { F::fragments().get(key) }.copied()
+}
+
+/// Remembers the ports of a datagram.
+#[inline(always)]
+pub(crate) fn set_fragment<F: FamilyMaps>(key: &FragmentKey<F::Address>, fragment: &Fragment) {
+    // Where there is no room the other fragments are lost.
+    let _no_room = F::fragments().insert(key, fragment, 0);
+}
+
+/// What a program tells the next one.
+#[inline(always)]
+pub(crate) fn handover() -> Option<&'static mut Handover> {
+    // SAFETY: This CPU's own, and taken once in a run of the program that uses it.
+    HANDOVER.get_ptr_mut(0).map(|handover| unsafe { &mut *handover })
+}
+
+/// Goes on with another XDP program; comes back only if it is missing.
+#[inline(always)]
+pub(crate) fn call_xdp_stage(ctx: &XdpContext, stage: Stage) {
+    // SAFETY: Programs of the same type; nothing here needs to be dropped.
+    unsafe { XDP_STAGES.tail_call(ctx, stage as u32) };
+}
+
+/// Goes on with another tc program; comes back only if it is missing.
+#[inline(always)]
+pub(crate) fn call_tc_stage(ctx: &TcContext, stage: Stage) {
+    // SAFETY: Programs of the same type; nothing here needs to be dropped.
+    unsafe { TC_STAGES.tail_call(ctx, stage as u32) };
 }
 
 /// The backend id in a slot.
@@ -215,6 +431,19 @@ pub(crate) fn count_flow(id: u32) {
     }
 }
 
+/// Counts an answered flow of a backend in, by 1, or out, by -1, if it is still the backend that it was.
+#[inline(always)]
+pub(crate) fn count_active(id: u32, generation: u32, change: i64) {
+    if let Some(backend) = BACKENDS.get_ptr_mut(id) {
+        // SAFETY: As above.
+        unsafe {
+            if (*backend).generation == generation {
+                asm::fetch_add(&raw mut (*backend).active, change as u64);
+            }
+        }
+    }
+}
+
 /// The epoch of next hops.
 #[inline(always)]
 pub(crate) fn epoch() -> Option<u32> {
@@ -222,20 +451,31 @@ pub(crate) fn epoch() -> Option<u32> {
     EPOCH.get_ptr(0).map(|epoch| unsafe { ptr::read_volatile(epoch) })
 }
 
-/// Whether our program is on an interface.
+/// Whether our program is on an interface, and may send by it.
 #[inline(always)]
 pub(crate) fn is_attached(interface: IfIndex) -> bool {
     // SAFETY: One field is copied out; the element may be freed only after this program's run.
     unsafe { ADDRESSES.get(interface.0) }.is_some_and(|addresses| addresses.is_attached != 0)
 }
 
-/// Our address on an interface; unspecified if there is none.
+/// Our address on an interface, or the node's for interface 0; unspecified if there is none.
 #[inline(always)]
 pub(crate) fn address<F: FamilyMaps>(interface: IfIndex) -> F::Address {
     // SAFETY: Copied out; the element may be freed only after this program's run.
     match unsafe { ADDRESSES.get(interface.0) } {
         Some(addresses) => F::source(addresses),
         None => F::Address::UNSPECIFIED,
+    }
+}
+
+/// Moves what was read of a packet off the stack.
+#[inline(always)]
+pub(crate) fn off_stack<F: FamilyMaps>(segment: &Segment<F::Address>) -> Option<&'static Segment<F::Address>> {
+    let place = F::segment().get_ptr_mut(0)?;
+    // SAFETY: This CPU's own, and written here alone, once in a run of a program.
+    unsafe {
+        place.write(*segment);
+        Some(&*place)
     }
 }
 
@@ -253,15 +493,21 @@ pub(crate) fn forget(number: usize) -> usize {
 /// A flow's entry where it stands in the map: to note the time of use, or to look at a field for which it is
 /// harmless to be of a flow that has just taken its place. For all else: [`copy_flow`].
 #[inline(always)]
-pub(crate) fn flow<F: FamilyMaps>(key: &FlowKey<F::Address>) -> Option<&'static mut Flow<F::Address>> {
+pub(crate) fn flow<A: Address>(flows: &Flows<A>, key: &FlowKey<A>) -> Option<&'static mut Flow<A>> {
     // SAFETY: Map memory, which outlives the run; each field is read and written by itself.
-    F::flows().get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
+    flows.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
 }
 
 /// Copies the entry of `key` to where no other CPU writes; says whether it was still that entry afterwards.
 #[inline(always)]
 pub(crate) fn copy_flow<A: Address>(key: &FlowKey<A>, entry: &Flow<A>, copy: &mut Flow<A>) -> bool {
-    *copy = *entry;
+    const { assert!(size_of::<Flow<A>>().is_multiple_of(size_of::<u64>())) };
+    // By words: an assignment would be a call of `memmove`, which copies byte by byte.
+    // SAFETY: Two values of maps, which are aligned to 8 bytes; nobody else writes to the copy.
+    unsafe {
+        let (from, to) = ((&raw const *entry).cast::<u64>(), (&raw mut *copy).cast::<u64>());
+        ptr::copy_nonoverlapping(from, to, size_of::<Flow<A>>() / size_of::<u64>());
+    }
     compiler_fence(Ordering::SeqCst);
     // SAFETY: A reference. Read again, and last; see `Flow::check`.
     let check = unsafe { ptr::read_volatile(&raw const entry.check) };
@@ -270,20 +516,20 @@ pub(crate) fn copy_flow<A: Address>(key: &FlowKey<A>, entry: &Flow<A>, copy: &mu
 
 /// Adds a flow entry where there is none: whoever gets `Ok` owns the tuple.
 #[inline(always)]
-pub(crate) fn claim_flow<F: FamilyMaps>(key: &FlowKey<F::Address>, flow: &Flow<F::Address>) -> Result<(), i32> {
-    F::flows().insert(key, flow, u64::from(BPF_NOEXIST))
+pub(crate) fn claim_flow<A: Address>(flows: &Flows<A>, key: &FlowKey<A>, flow: &Flow<A>) -> Result<(), i32> {
+    flows.insert(key, flow, u64::from(BPF_NOEXIST))
 }
 
 /// Replaces a flow entry, whole; does nothing if it is gone.
 #[inline(always)]
-pub(crate) fn replace_flow<F: FamilyMaps>(key: &FlowKey<F::Address>, flow: &Flow<F::Address>) {
-    let _gone = F::flows().insert(key, flow, u64::from(BPF_EXIST));
+pub(crate) fn replace_flow<A: Address>(flows: &Flows<A>, key: &FlowKey<A>, flow: &Flow<A>) {
+    let _gone = flows.insert(key, flow, u64::from(BPF_EXIST));
 }
 
 /// Removes a flow entry, if it is there.
 #[inline(always)]
-pub(crate) fn remove_flow<F: FamilyMaps>(key: &FlowKey<F::Address>) {
-    let _gone = F::flows().remove(key);
+pub(crate) fn remove_flow<A: Address>(flows: &Flows<A>, key: &FlowKey<A>) {
+    let _gone = flows.remove(key);
 }
 
 /// The counter of a verdict, on this CPU.

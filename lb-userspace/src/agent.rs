@@ -1,8 +1,9 @@
 //! The agent: one task that owns the state, driven by events.
 
+mod interfaces;
+
 use std::{
     collections::{BTreeMap, HashSet},
-    ops::RangeInclusive,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -18,26 +19,30 @@ use tracing::{error, info, warn};
 use crate::{
     admin::{
         report::{
-            BackendReport, CounterReport, InterfaceReport, Request, Response, ServiceReport, StatusReport, TableReport,
+            BackendReport, CollectorReport, CounterReport, FrontendReport, Request, Response, ServiceReport,
+            StatusReport, TableReport,
         },
         server::{BindError, Query, Server},
     },
     dataplane::{
         DataplaneError, Sizes,
-        kernel::{Kernel, XdpMode},
+        collect::{Collector, Progress},
+        kernel::{Kernel, Settings, XdpMode},
         tables::Tables,
     },
-    network::{Change, Network, NetworkError},
+    model::{Desired, TrafficPolicy},
+    network::{Change, Network, NetworkError, Roles},
+    policy::{self, Node},
     source::file::{self, FileError, Update},
-    sysctl::Sysctls,
+    sysctl::{self, Sysctls},
 };
 
 /// What the agent is to do.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The interfaces to attach to.
-    pub interfaces: Vec<String>,
-    /// How.
+    /// The interfaces to attach to, and what else there is to say about this node.
+    pub roles: Roles,
+    /// How what comes in by an uplink is met.
     pub xdp: XdpMode,
     /// Where the services come from.
     pub services: PathBuf,
@@ -45,8 +50,8 @@ pub struct Options {
     pub admin: PathBuf,
     /// How much the tables hold.
     pub sizes: Sizes,
-    /// The source ports that a flow may take whose own is taken.
-    pub snat_ports: RangeInclusive<u16>,
+    /// What the programs are told.
+    pub settings: Settings,
     /// Whether kernel settings are left as they are.
     pub keep_sysctls: bool,
 }
@@ -80,8 +85,14 @@ enum Event {
     Services(Update),
     /// The network changed.
     Network(Change),
-    /// It is time to look after things.
+    /// It is time to look at the network again.
+    Look,
+    /// It is time to go on attaching to pod-facing devices.
+    AttachPods,
+    /// It is time to look after neighbours.
     Tick,
+    /// It is time to go on with the garbage collection.
+    Collect,
     /// Somebody asks.
     Query(Query),
     /// The services file is to be read again.
@@ -110,22 +121,28 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             change = agent.network.change() => Event::Network(change),
             Some(query) = queries.recv() => Event::Query(query),
             event = signals.next() => event,
+            () = sleep_until(agent.look_at) => Event::Look,
+            () = sleep_until(agent.attach_at) => Event::AttachPods,
             _ = ticks.tick() => Event::Tick,
+            () = sleep_until(Some(agent.collect_at)) => Event::Collect,
         };
         match event {
-            Event::Services(Ok(loaded)) => agent.apply(&loaded).await,
+            Event::Services(Ok(loaded)) => agent.apply(&loaded),
             Event::Services(Err(error)) => agent.refuse(&error),
             Event::Network(change) => agent.follow(change).await,
-            // Whoever asked may have gone; that is theirs.
+            Event::Look => agent.look().await,
+            Event::AttachPods => agent.attach_pods(),
             Event::Tick => agent.confirm_neighbours().await,
+            Event::Collect => agent.collect(),
+            // Whoever asked may have gone; that is theirs.
             Event::Query(query) => drop(query.reply.send(agent.answer(query.request))),
             // A reload that waits already will do.
             Event::Reload => drop(reload.try_send(())),
             Event::Shutdown => break,
         }
     }
-    info!("stopping: detaching from {}", agent.options.interfaces.join(", "));
-    agent.tables.dataplane_mut().detach();
+    info!("stopping: detaching from {}", agent.options.roles.uplinks.join(", "));
+    agent.detach().await;
     // Dropped with its task, which removes the socket.
     server.abort();
     let _aborted = server.await;
@@ -135,19 +152,39 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
 /// How often neighbours are looked after. The kernel takes one for stale some 15 to 45 s after it was heard of last.
 const TICK: Duration = Duration::from_secs(15);
 
+/// How often a garbage collection begins.
+const COLLECTION: Duration = Duration::from_secs(30);
+/// How long a step of one may take, and how long the next one waits: a pass takes a tenth of one CPU at the most.
+const COLLECTION_STEP: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
+/// How long the agent waits from one look at the network to the next: where many pods start at once, it looks once for all.
+const LOOK_PAUSE: Duration = Duration::from_millis(250);
+
 /// The state.
 struct Agent {
     options: Options,
     tables: Tables<Kernel>,
     network: Network,
+    /// The services that are in force as their source has them; `tables` has what was decided of them for this node.
+    desired: Arc<Desired>,
+    /// What the services are decided by.
+    node: Node,
+    collector: Collector,
+    collect_at: Instant,
+    /// When the network is to be looked at again, if it has changed since.
+    look_at: Option<Instant>,
+    looked: Instant,
+    /// When to go on attaching to pod-facing devices, if there are more.
+    attach_at: Option<Instant>,
     started: Instant,
     applied: Instant,
     /// How many times services were applied.
     revision: u64,
     /// Why the services file as it is now is not in force.
     refused: Option<String>,
-    /// Interfaces that are not there now.
+    /// Uplinks that are not there now.
     lost: HashSet<String>,
+    /// Pod-facing devices that can't be attached to, by number.
+    refused_pods: HashSet<u32>,
     /// Puts the settings back when the agent is dropped.
     sysctls: Sysctls,
 }
@@ -156,51 +193,64 @@ impl Agent {
     /// Loads, fills the tables, then attaches: the first packet finds all services.
     async fn start(options: Options, first: file::Loaded) -> Result<Self, AgentError> {
         let begin = Instant::now();
-        let options = Options { interfaces: canonical(&options.interfaces)?, ..options };
-        let network = Network::follow().await?;
-        let addresses = network.addresses(&options.interfaces, &BTreeMap::new(), &first.desired).await?;
-        let mut kernel = Kernel::load(&options.sizes, &options.snat_ports)?;
+        let roles = Roles { uplinks: canonical(&options.roles.uplinks)?, ..options.roles };
+        let options = Options { roles, ..options };
+        let network = Network::follow(options.roles.clone()).await?;
+        network.check_uplinks()?;
+        let desired = first.desired;
+        let addresses = network.addresses(&BTreeMap::new(), |address| desired.is_frontend(address));
+        let mut kernel = Kernel::load(&options.sizes, &options.settings)?;
         let mut sysctls = Sysctls::default();
+        sysctl::warn_of_shared_ports(&options.settings.snat_ports);
         if !options.keep_sysctls {
             // VLAN devices on the named interfaces, too: the stack takes in what comes by them.
             let names = addresses.keys().filter_map(|&index| name_of(index)).collect::<Vec<_>>();
             sysctls.prepare(&names);
+            sysctls.reserve(&options.settings.snat_ports);
         }
         kernel.set_addresses(&addresses)?;
-        let tables = Tables::new(kernel, options.sizes);
         let mut agent = Self {
-            options,
-            tables,
+            node: network.node(kernel.default_addresses()),
+            tables: Tables::new(kernel, options.sizes),
             network,
+            desired,
+            collector: Collector::new(options.settings.timeouts),
+            collect_at: begin + COLLECTION,
+            look_at: None,
+            looked: begin,
+            attach_at: None,
             started: begin,
             applied: begin,
             revision: 1,
             refused: None,
             lost: HashSet::new(),
+            refused_pods: HashSet::new(),
             sysctls,
+            options,
         };
-        agent.tables.apply(&first.desired)?;
+        agent.enforce(&Arc::clone(&agent.desired))?;
         first.warnings.iter().for_each(|warning| warn!("{warning}"));
-        for interface in agent.options.interfaces.clone() {
-            agent.tables.dataplane_mut().attach(&interface, agent.options.xdp)?;
-            info!("attached to {interface} (XDP, {})", agent.options.xdp.name());
-        }
+        agent.attach()?;
+        agent.choose_addresses();
         if addresses.values().all(|known| known.v4.is_none() && known.v6.is_none()) {
             warn!("no interface has an address yet that packets to backends could leave with");
         }
         agent.applied = Instant::now();
-        info!(
-            services = agent.tables.applied().services().len(),
-            milliseconds = begin.elapsed().as_millis(),
-            "balancing"
-        );
+        info!(services = agent.desired.services().len(), milliseconds = begin.elapsed().as_millis(), "balancing");
         Ok(agent)
     }
 
-    async fn apply(&mut self, loaded: &file::Loaded) {
+    /// Makes the tables say what is desired, on the node as it is now. This is the one place where services are applied.
+    fn enforce(&mut self, desired: &Arc<Desired>) -> Result<usize, DataplaneError> {
+        let changes = self.tables.apply(&Arc::new(policy::decide(desired, &self.node)))?;
+        self.desired = Arc::clone(desired);
+        Ok(changes)
+    }
+
+    fn apply(&mut self, loaded: &file::Loaded) {
         loaded.warnings.iter().for_each(|warning| warn!("{warning}"));
         let begin = Instant::now();
-        match self.tables.apply(&loaded.desired) {
+        match self.enforce(&loaded.desired) {
             Ok(changes) => {
                 self.refused = None;
                 self.applied = Instant::now();
@@ -209,11 +259,30 @@ impl Agent {
             }
             Err(error) => self.refuse(&error),
         }
-        // Blocks for some milliseconds, in which the next event can wait: the change is in force already.
+        self.reclaim();
+        self.choose_addresses();
+    }
+
+    /// Decides anew what is to be served, by the node as it is now.
+    fn settle(&mut self, node: Node) {
+        let before = std::mem::replace(&mut self.node, node);
+        match self.enforce(&Arc::clone(&self.desired)) {
+            Ok(changes) => info!(changes, "services applied to the node's addresses and pods as they are now"),
+            Err(error) => {
+                error!(error = describe(&error), "the services stay as they were for the node as it was");
+                // Tried again when the network is looked at next.
+                self.node = before;
+            }
+        }
+        self.reclaim();
+    }
+
+    /// Frees what is no longer used. Blocks for some milliseconds, in which the next event can wait: what has changed is
+    /// in force already.
+    fn reclaim(&mut self) {
         if let Err(error) = self.tables.reclaim() {
             error!(error = describe(&error), "table entries that are no longer used could not be freed");
         }
-        self.choose_addresses().await;
     }
 
     /// Keeps the last good state, and says why.
@@ -230,24 +299,47 @@ impl Agent {
             error!(error = describe(&error), "the neighbours are not known");
         }
         if change >= Change::Addresses {
-            self.attach_again();
-            self.choose_addresses().await;
+            if self.looked.elapsed() >= LOOK_PAUSE {
+                self.look().await;
+            } else {
+                self.look_at = Some(self.looked + LOOK_PAUSE);
+            }
         }
         self.tables.dataplane().begin_epoch();
     }
 
-    /// Sets the addresses that packets leave with, as the interfaces and services are now.
-    async fn choose_addresses(&mut self) {
-        let desired = Arc::clone(self.tables.applied());
-        let before = self.tables.dataplane().addresses().clone();
-        match self.network.addresses(&self.options.interfaces, &before, &desired).await {
-            Ok(addresses) => {
-                if let Err(error) = self.tables.dataplane_mut().set_addresses(&addresses) {
-                    error!(error = describe(&error), "the interfaces' addresses could not be set");
-                }
-            }
-            Err(error) => error!(error = describe(&error), "the interfaces' addresses are not known"),
+    /// Looks at the network, and does what follows from what is there now.
+    async fn look(&mut self) {
+        self.look_at = None;
+        if let Err(error) = self.network.look().await {
+            error!(error = describe(&error), "the interfaces and addresses are not known");
         }
+        self.looked = Instant::now();
+        self.attach_again();
+        self.attach_pods();
+        self.choose_addresses();
+        let node = self.network.node(self.tables.dataplane().default_addresses());
+        if node != self.node {
+            self.settle(node);
+        }
+    }
+
+    /// Sets the addresses that packets leave with, and by which interfaces, as those and the services are now.
+    fn choose_addresses(&mut self) {
+        let before = self.tables.dataplane().addresses();
+        let mut addresses = self.network.addresses(before, |address| self.desired.is_frontend(address));
+        let kernel = self.tables.dataplane_mut();
+        for (&interface, known) in &mut addresses {
+            known.is_attached &= kernel.sends_by(interface);
+        }
+        if addresses == *kernel.addresses() {
+            return;
+        }
+        if let Err(error) = kernel.set_addresses(&addresses) {
+            error!(error = describe(&error), "the interfaces' addresses could not be set");
+        }
+        // Flows that have their next hops already have them by ways that may be no good any more.
+        kernel.begin_epoch();
     }
 
     async fn confirm_neighbours(&self) {
@@ -255,39 +347,25 @@ impl Agent {
         self.network.confirm_neighbours(|interface| addresses.contains_key(&interface)).await;
     }
 
-    /// An interface that was removed and made again has a new number and no program.
-    fn attach_again(&mut self) {
-        for interface in self.options.interfaces.clone() {
-            let is_there = nix::net::if_::if_nametoindex(interface.as_str()).is_ok();
-            let kernel = self.tables.dataplane_mut();
-            match kernel.attached_to(&interface) {
-                Some(_) => {
-                    self.lost.remove(&interface);
-                }
-                None if is_there => {
-                    if !self.options.keep_sysctls {
-                        self.sysctls.prepare(std::slice::from_ref(&interface));
-                    }
-                    match kernel.attach(&interface, self.options.xdp) {
-                        Ok(()) => info!("attached to {interface} again, which had been removed"),
-                        Err(error) if self.lost.insert(interface.clone()) => {
-                            error!(error = describe(&error), "cannot attach to {interface} again");
-                        }
-                        Err(_again) => {}
-                    }
-                }
-                None => {
-                    if self.lost.insert(interface.clone()) {
-                        warn!("interface {interface} is gone; wharf attaches to it when it comes back");
-                    }
-                }
+    /// Goes on with the garbage collection.
+    fn collect(&mut self) {
+        let (budget, pause) = COLLECTION_STEP;
+        self.collect_at = match self.tables.dataplane_mut().collect(&mut self.collector, budget) {
+            Ok(Progress::Underway) => Instant::now() + pause,
+            Ok(Progress::Done) => Instant::now() + COLLECTION,
+            Err(error) => {
+                error!(error = describe(&error), "flows that are over stay in the tables for now");
+                Instant::now() + COLLECTION
             }
-        }
+        };
     }
 
     fn answer(&self, request: Request) -> Response {
         match request {
-            Request::Status => self.status().map_or_else(|error| Response::Error(describe(&error)), Response::Status),
+            Request::Status => match self.status() {
+                Ok(status) => Response::Status(Box::new(status)),
+                Err(error) => Response::Error(describe(&error)),
+            },
             Request::Services => Response::Services(self.services()),
             Request::Backends => Response::Backends(self.backends()),
         }
@@ -295,20 +373,12 @@ impl Agent {
 
     fn status(&self) -> Result<StatusReport, DataplaneError> {
         let kernel = self.tables.dataplane();
-        let interfaces = self.options.interfaces.iter().map(|name| {
-            let addresses = kernel.addresses_of(name);
-            InterfaceReport {
-                name: name.clone(),
-                xdp: kernel.attached_to(name).map_or("gone", |_| self.options.xdp.name()).to_owned(),
-                source_ipv4: addresses.v4,
-                source_ipv6: addresses.v6,
-            }
-        });
         Ok(StatusReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
-            interfaces: interfaces.collect(),
+            interfaces: self.interfaces(),
+            pod_interfaces: self.pod_interfaces(),
             services_file: self.options.services.clone(),
             revision: self.revision,
             applied_seconds_ago: self.applied.elapsed().as_secs(),
@@ -318,7 +388,14 @@ impl Agent {
                 .usage()
                 .into_iter()
                 .map(|usage| TableReport { name: usage.table.to_owned(), used: usage.used, size: usage.size })
+                .chain(self.flow_tables())
                 .collect(),
+            collector: self.collector.last().map(|pass| CollectorReport {
+                passes: self.collector.passes(),
+                removed: self.collector.removed(),
+                entries: pass.entries4 + pass.entries6,
+                milliseconds: pass.busy.as_millis() as u64,
+            }),
             counters: kernel
                 .counters()?
                 .into_iter()
@@ -332,33 +409,60 @@ impl Agent {
         })
     }
 
+    /// How full the flow tables were when they were last gone through.
+    fn flow_tables(&self) -> impl Iterator<Item = TableReport> {
+        let size = u64::from(self.options.sizes.flows);
+        let table =
+            move |name: &str, entries: u64| TableReport { name: name.to_owned(), used: entries.div_ceil(2), size };
+        self.collector
+            .last()
+            .into_iter()
+            .flat_map(move |pass| [table("flows (IPv4)", pass.entries4), table("flows (IPv6)", pass.entries6)])
+    }
+
     fn services(&self) -> Vec<ServiceReport> {
-        let services = self.tables.applied().services().iter();
+        let services = self.desired.services().iter();
         services
             .map(|(name, service)| ServiceReport {
                 name: name.name.to_string(),
                 port: name.port.to_string(),
                 protocol: name.protocol,
                 family: name.family,
-                frontends: service.frontends.iter().copied().collect(),
+                frontends: service.frontends.iter().map(|(&address, &kind)| FrontendReport { address, kind }).collect(),
+                node_port: service.node_port,
+                internal_traffic_policy: service.internal_policy,
+                external_traffic_policy: service.external_policy,
+                source_ranges: service.source_ranges.iter().copied().collect(),
+                affinity_seconds: service.affinity,
                 algorithm: service.algorithm.name().to_owned(),
-                backends: service.backends.len(),
-                flows: self.tables.members(name).map(|(_, _, flows)| flows).sum(),
+                backends: service.endpoints.len(),
+                flows: self.tables.members(name).map(|(_, _, entry)| entry.flows).sum(),
             })
             .collect()
     }
 
     fn backends(&self) -> Vec<BackendReport> {
-        let names = self.tables.applied().services().keys();
-        names
-            .flat_map(|name| {
-                self.tables.members(name).map(|(address, member, flows)| BackendReport {
-                    service: name.name.to_string(),
-                    port: name.port.to_string(),
-                    protocol: name.protocol,
-                    address,
-                    weight: member.weight.get(),
-                    flows,
+        let services = self.desired.services().iter();
+        services
+            .flat_map(|(name, service)| {
+                self.tables.members(name).filter_map(move |(address, member, entry)| {
+                    let endpoint = service.endpoints.get(&address)?;
+                    let backend = member.backend;
+                    let policies =
+                        [(TrafficPolicy::Cluster, backend.in_cluster), (TrafficPolicy::Local, backend.in_local)];
+                    Some(BackendReport {
+                        service: name.name.to_string(),
+                        port: name.port.to_string(),
+                        protocol: name.protocol,
+                        address,
+                        weight: backend.weight.get(),
+                        node_name: endpoint.node.as_ref().map(ToString::to_string),
+                        on_node: backend.is_on_node,
+                        conditions: endpoint.conditions,
+                        takes_new: policies.into_iter().filter(|(_, takes)| *takes).map(|(policy, _)| policy).collect(),
+                        active: entry.active,
+                        flows: entry.flows,
+                    })
                 })
             })
             .collect()
@@ -381,7 +485,17 @@ fn canonical(interfaces: &[String]) -> Result<Vec<String>, DataplaneError> {
 
 /// The name of an interface.
 fn name_of(index: u32) -> Option<String> {
-    nix::net::if_::if_indextoname(index).ok()?.into_string().ok()
+    let name = nix::net::if_::if_indextoname(index).ok()?.into_string().ok()?;
+    // Nothing is what there is of a number that no interface has.
+    (!name.is_empty()).then_some(name)
+}
+
+/// Waits until a time; for ever where there is none.
+async fn sleep_until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The signals that mean something.

@@ -3,6 +3,7 @@
 //! `tables` decides which id, which slot and which order; it writes through the [`Dataplane`] trait, of which there
 //! are two kinds: `kernel`, the loaded programs and their maps, and `memory`, for tests on the host.
 
+pub mod collect;
 mod grace;
 pub mod kernel;
 pub mod memory;
@@ -10,23 +11,34 @@ pub mod region;
 mod slots;
 pub mod tables;
 
-use lb_common::abi::{Backend, Service, Slot};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use lb_common::abi::{self, Backend, Service, Slot};
 use region::Region;
 
 use crate::model::Frontend;
 
 /// The maps that say which packet goes where.
 pub trait Dataplane {
-    /// Service id → table range and algorithm.
+    /// Service id → table ranges, affinity and algorithm.
     fn services(&self) -> &Region<Service>;
     /// Slot → backend id.
     fn table(&self) -> &Region<Slot>;
-    /// Backend id → address and port.
+    /// Backend id → address, port, and which new flows it takes.
     fn backends(&self) -> &Region<Backend>;
-    /// Makes a frontend lead to a service, in one step.
-    fn set_frontend(&mut self, frontend: &Frontend, service: u32) -> Result<(), DataplaneError>;
+    /// Makes a frontend lead to a service, with what holds for it, in one step.
+    fn set_frontend(&mut self, frontend: &Frontend, value: abi::Frontend) -> Result<(), DataplaneError>;
     /// Makes a frontend lead nowhere.
     fn remove_frontend(&mut self, frontend: &Frontend) -> Result<(), DataplaneError>;
+    /// Makes an address a service's alone; `flags` is the value of `VIPS4` and `VIPS6`.
+    fn set_vip(&mut self, address: IpAddr, flags: u32) -> Result<(), DataplaneError>;
+    /// Makes an address nobody's.
+    fn remove_vip(&mut self, address: IpAddr) -> Result<(), DataplaneError>;
+    /// Lets clients of a range in to a service.
+    fn add_source(&mut self, service: u32, range: &IpNet) -> Result<(), DataplaneError>;
+    /// Lets clients of a range in to a service no more.
+    fn remove_source(&mut self, service: u32, range: &IpNet) -> Result<(), DataplaneError>;
     /// Waits until every packet that is being processed now is done: after that, nobody holds what was
     /// unpublished before. Milliseconds, not microseconds.
     fn wait_for_readers(&self) -> Result<(), DataplaneError>;
@@ -47,20 +59,47 @@ pub struct Sizes {
     /// How many flows are remembered in each IP family; beyond that the least recently used one is forgotten.
     #[arg(id = "max-flows", long, value_name = "N", default_value_t = Self::DEFAULT.flows, value_parser = clap::value_parser!(u32).range(128..=1 << 26))]
     pub flows: u32,
+    /// How many flows that no backend has answered yet are remembered in each IP family; beyond that the least recently used one is forgotten.
+    #[arg(id = "max-pending-flows", long, value_name = "N", default_value_t = Self::DEFAULT.pending_flows, value_parser = clap::value_parser!(u32).range(128..=1 << 26))]
+    pub pending_flows: u32,
+    /// How many clients of services with session affinity are remembered; beyond that the least recently used one is forgotten.
+    #[arg(id = "max-affinity-clients", long, value_name = "N", default_value_t = Self::DEFAULT.affinity_clients, value_parser = clap::value_parser!(u32).range(128..=1 << 26))]
+    pub affinity_clients: u32,
+    /// How many source ranges there may be, counted for each service port.
+    #[arg(id = "max-source-ranges", long, value_name = "N", default_value_t = Self::DEFAULT.source_ranges, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub source_ranges: u32,
 }
 
 impl Sizes {
-    /// For the machines that most people have: about 220 MiB of kernel memory, three quarters of it for flows.
-    pub const DEFAULT: Self = Self { services: 1 << 17, backends: 1 << 19, slots: 1 << 22, flows: 1 << 18 };
+    /// For the machines that most people have: about 300 MiB of kernel memory, two thirds of it for flows.
+    pub const DEFAULT: Self = Self {
+        services: 1 << 17,
+        backends: 1 << 19,
+        slots: 1 << 22,
+        flows: 1 << 18,
+        pending_flows: 1 << 16,
+        affinity_clients: 1 << 17,
+        source_ranges: 1 << 16,
+    };
 
     /// Frontends in one family: a service may have several.
     pub const fn frontends(&self) -> u32 {
         self.services * 2
     }
 
+    /// Addresses in one family that are services' alone: each has a frontend at least.
+    pub const fn vips(&self) -> u32 {
+        self.frontends()
+    }
+
     /// Entries of a flow table: one for each direction.
     pub const fn flow_entries(&self) -> u32 {
         self.flows * 2
+    }
+
+    /// Entries of a table of pending flows: one for each direction.
+    pub const fn pending_entries(&self) -> u32 {
+        self.pending_flows * 2
     }
 }
 
@@ -97,6 +136,22 @@ pub enum DataplaneError {
         /// What the kernel said.
         source: aya::maps::MapError,
     },
+    /// A map refused an address.
+    #[error("what holds for address {address} could not be changed in the kernel")]
+    Vip {
+        /// Which.
+        address: IpAddr,
+        /// What the kernel said.
+        source: aya::maps::MapError,
+    },
+    /// A map refused a range of clients.
+    #[error("source range {range} could not be changed in the kernel")]
+    SourceRange {
+        /// Which.
+        range: IpNet,
+        /// What the kernel said.
+        source: aya::maps::MapError,
+    },
     /// A map is not there or not of the expected kind: object and agent don't belong together.
     #[error("the kernel object has no usable map {name}")]
     Map {
@@ -123,24 +178,31 @@ pub enum DataplaneError {
     #[error("the kernel's verifier did not take program {name}")]
     Program {
         /// Which.
-        name: &'static str,
+        name: String,
         /// What the verifier said.
         #[source]
         source: Option<Box<aya::programs::ProgramError>>,
     },
     /// A program could not be attached.
-    #[error(
-        "XDP ({mode}) could not be attached to interface {interface}; is another XDP program there, is the MTU too large \
-         for the driver, or has the driver no XDP (then try --xdp generic)?"
-    )]
+    #[error("{hook} could not be attached to interface {interface} ({remedy})")]
     Attach {
         /// Where.
         interface: String,
-        /// How.
-        mode: &'static str,
+        /// To what of it.
+        hook: &'static str,
+        /// What may be done about it.
+        remedy: &'static str,
         /// What the kernel said.
         #[source]
         source: Box<aya::programs::ProgramError>,
+    },
+    /// Flows could not be read or removed.
+    #[error("the garbage collector could not {what} flows")]
+    Flows {
+        /// What it was doing.
+        what: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
     },
     /// The interface is not there.
     #[error("there is no network interface {interface}; `ip link` lists those that there are")]

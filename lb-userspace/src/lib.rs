@@ -6,5 +6,6 @@ pub mod dataplane;
 pub mod model;
 pub mod network;
 pub mod plan;
+pub mod policy;
 pub mod source;
 pub mod sysctl;

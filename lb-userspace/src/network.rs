@@ -1,32 +1,64 @@
 //! The machine's interfaces, addresses, routes and neighbours, as rtnetlink tells of them.
 
+mod listing;
+mod node;
+mod source;
+
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     net::IpAddr,
+    sync::Arc,
 };
 
 use futures::{StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
+use glob::Pattern;
 use rtnetlink::{
     Handle, MulticastGroup, new_multicast_connection,
     packet_core::{NetlinkMessage, NetlinkPayload},
     packet_route::{
-        AddressFamily, RouteNetlinkMessage,
-        address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
-        link::{InfoKind, LinkAttribute, LinkInfo},
+        RouteNetlinkMessage,
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
+        tc::{TcHandle, TcMessage},
     },
     sys::SocketAddr,
 };
-
 use tracing::{debug, error};
 
-use crate::{dataplane::kernel::Addresses, model::Desired};
+use self::listing::{Listing, Route};
+pub use self::node::NodePorts;
+use crate::{dataplane::kernel::Addresses, policy::Node};
+
+/// Which interfaces are what, and what else the operator says about this node.
+#[derive(Clone, Debug, Default)]
+pub struct Roles {
+    /// The names of the interfaces that clients and backends are reached by.
+    pub uplinks: Vec<String>,
+    /// What the names of the devices towards pods look like, where packets are to be met on them.
+    pub pod_interfaces: Vec<Pattern>,
+    /// The node's name.
+    pub node_name: Option<Arc<str>>,
+    /// On which of the node's addresses a NodePort is served.
+    pub node_ports: NodePorts,
+}
+
+/// A device that is to be attached to because of its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodDevice {
+    /// Its number.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+}
 
 /// Follows the network of this namespace.
 pub struct Network {
     handle: Handle,
     messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    roles: Roles,
+    listing: Listing,
+    /// The devices whose routes tell of pods.
+    pod_facing: BTreeSet<u32>,
     /// Interface and address → those that are resolved.
     neighbours: HashMap<(u32, IpAddr), Neighbour>,
 }
@@ -44,7 +76,7 @@ struct Neighbour {
 pub enum Change {
     /// A route, a rule, or a neighbour's Ethernet address: next hops have to be asked for again.
     Hops,
-    /// An interface or an address, and so perhaps the next hops, too.
+    /// An interface, an address, or a route to pods, and so perhaps the next hops, too: [`Network::look`] has news.
     Addresses,
     /// Nobody knows: the kernel had more to tell than could be taken in.
     Everything,
@@ -64,11 +96,22 @@ pub enum NetworkError {
         /// What it said.
         source: rtnetlink::Error,
     },
+    /// Such an interface can't be balanced on.
+    #[error(
+        "interface {interface} is no Ethernet device ({kind}): packets there have no Ethernet header, which wharf reads \
+         and writes; name the Ethernet devices that clients and backends are reached by"
+    )]
+    NotEthernet {
+        /// Which.
+        interface: String,
+        /// What it is.
+        kind: String,
+    },
 }
 
 impl Network {
-    /// Begins to follow. Has to be called inside a tokio runtime.
-    pub async fn follow() -> Result<Self, NetworkError> {
+    /// Begins to follow, and looks around. Has to be called inside a tokio runtime.
+    pub async fn follow(roles: Roles) -> Result<Self, NetworkError> {
         let (connection, handle, messages) = new_multicast_connection(&[
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
@@ -81,8 +124,16 @@ impl Network {
         ])
         .map_err(NetworkError::Socket)?;
         tokio::spawn(connection);
-        let mut network = Self { handle, messages, neighbours: HashMap::new() };
+        let mut network = Self {
+            handle,
+            messages,
+            roles,
+            listing: Listing::default(),
+            pod_facing: BTreeSet::new(),
+            neighbours: HashMap::new(),
+        };
         network.list_neighbours().await?;
+        network.look().await?;
         Ok(network)
     }
 
@@ -105,69 +156,61 @@ impl Network {
         }
     }
 
-    /// The addresses of these interfaces, and of the VLAN devices on them, by interface number.
-    ///
-    /// Of several addresses the one that was chosen before stays; clients of a new one would lose nothing, but flows of the
-    /// old one would. Else an address of a subnet comes before one that stands alone, which often moves to
-    /// another machine, and any of them before one that is a frontend.
-    pub async fn addresses(
+    /// Reads all interfaces and addresses, and the routes if there are pods to look for; what the methods below say is of
+    /// the last look.
+    pub async fn look(&mut self) -> Result<(), NetworkError> {
+        self.listing.links = listing::links(&self.handle).await?;
+        self.listing.addresses = listing::addresses(&self.handle).await?;
+        self.pod_facing = self.roles.pod_facing(&self.listing.links);
+        // A router may have a million routes, but no pods.
+        self.listing.routes =
+            if self.pod_facing.is_empty() { Vec::new() } else { listing::routes(&self.handle).await? };
+        Ok(())
+    }
+
+    /// An error if an uplink is one that can't be balanced on.
+    pub fn check_uplinks(&self) -> Result<(), NetworkError> {
+        let uplinks = self.listing.links.iter().filter(|link| self.roles.uplinks.contains(&link.name));
+        match uplinks.into_iter().find(|link| !link.is_ethernet()) {
+            Some(link) => Err(NetworkError::NotEthernet { interface: link.name.clone(), kind: link.layer.to_string() }),
+            None => Ok(()),
+        }
+    }
+
+    /// The addresses of the uplinks, and of the VLAN devices on them, by interface number, and those to take where an
+    /// interface has none, at [`crate::dataplane::kernel::ANYWHERE`].
+    pub fn addresses(
         &self,
-        interfaces: &[String],
         before: &BTreeMap<u32, Addresses>,
-        desired: &Desired,
-    ) -> Result<BTreeMap<u32, Addresses>, NetworkError> {
-        let listed = |what| move |source| NetworkError::List { what, source };
-        let mut ours = BTreeMap::new();
-        let mut children = Vec::new();
-        let mut links = std::pin::pin!(self.handle.link().get().execute());
-        while let Some(link) = links.try_next().await.map_err(listed("interfaces"))? {
-            let index = link.header.index;
-            let mut parent = None;
-            let mut is_vlan = false;
-            for attribute in &link.attributes {
-                match attribute {
-                    LinkAttribute::IfName(name) if interfaces.contains(name) => {
-                        ours.insert(index, Addresses { is_attached: true, ..Addresses::default() });
-                    }
-                    LinkAttribute::Link(below) => parent = Some(*below),
-                    LinkAttribute::LinkInfo(infos) => is_vlan = infos.contains(&LinkInfo::Kind(InfoKind::Vlan)),
-                    _ => {}
-                }
-            }
-            // Other kinds have such a number, too; a veth's is of another namespace.
-            children.extend(parent.filter(|_| is_vlan).map(|parent| (index, parent)));
+        is_frontend: impl Fn(IpAddr) -> bool,
+    ) -> BTreeMap<u32, Addresses> {
+        source::addresses(&self.listing, &self.roles.uplinks, before, is_frontend)
+    }
+
+    /// The devices that match a pattern for pods, and on which packets can be met.
+    pub fn pod_devices(&self) -> Vec<PodDevice> {
+        self.roles.pod_devices(&self.listing.links)
+    }
+
+    /// The node, whose primary addresses are these.
+    pub fn node(&self, primary: Addresses) -> Node {
+        self.roles.node(&self.listing, &self.pod_facing, primary)
+    }
+
+    /// Removes the clsact qdisc of an interface, if nobody has a filter there.
+    pub async fn remove_empty_clsact(&self, interface: u32) -> Result<(), rtnetlink::Error> {
+        let index = interface.cast_signed();
+        let ingress = self.handle.traffic_filter(index).get().ingress().execute();
+        let egress = self.handle.traffic_filter(index).get().egress().execute();
+        let mut filters = std::pin::pin!(ingress.chain(egress));
+        if filters.try_next().await?.is_some() {
+            return Ok(());
         }
-        for (child, parent) in children {
-            if ours.contains_key(&parent) {
-                ours.entry(child).or_default();
-            }
-        }
-        let mut candidates = Vec::new();
-        let mut addresses = std::pin::pin!(self.handle.address().get().execute());
-        while let Some(message) = addresses.try_next().await.map_err(listed("addresses"))? {
-            if let Some(address) = usable(&message) {
-                candidates.push(Candidate {
-                    interface: message.header.index,
-                    is_frontend: desired.is_frontend(address),
-                    stands_alone: message.header.prefix_len == if address.is_ipv4() { 32 } else { 128 },
-                    address,
-                });
-            }
-        }
-        for (&interface, known) in &mut ours {
-            let present = before.get(&interface).copied().unwrap_or_default();
-            let here = || candidates.iter().filter(move |candidate| candidate.interface == interface);
-            // The kernel lists the oldest IPv4 address first, and the oldest IPv6 address last.
-            let v4 = choose(here().filter(|it| it.address.is_ipv4()), present.v4.map(IpAddr::V4));
-            let v6 = choose(here().filter(|it| it.address.is_ipv6()).rev(), present.v6.map(IpAddr::V6));
-            if let Some(IpAddr::V4(address)) = v4 {
-                known.v4 = Some(address);
-            }
-            if let Some(IpAddr::V6(address)) = v6 {
-                known.v6 = Some(address);
-            }
-        }
-        Ok(ours)
+        let mut request = self.handle.qdisc().del(index);
+        let TcMessage { header, .. } = request.message_mut();
+        header.parent = TcHandle::CLSACT;
+        header.handle = TcHandle { major: 0xffff, minor: 0 };
+        request.execute().await
     }
 
     /// Makes the kernel ask neighbours on these interfaces that it has not heard of for a while. It does that by itself only
@@ -203,10 +246,11 @@ impl Network {
             NetlinkPayload::InnerMessage(message) => match message {
                 RouteNetlinkMessage::NewNeighbour(message) => self.note_neighbour(&message, true),
                 RouteNetlinkMessage::DelNeighbour(message) => self.note_neighbour(&message, false),
-                RouteNetlinkMessage::NewRoute(_)
-                | RouteNetlinkMessage::DelRoute(_)
-                | RouteNetlinkMessage::NewRule(_)
-                | RouteNetlinkMessage::DelRule(_) => Some(Change::Hops),
+                RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message) => {
+                    let is_to_pods = Route::read(&message).is_some_and(|it| self.pod_facing.contains(&it.interface));
+                    Some(if is_to_pods { Change::Addresses } else { Change::Hops })
+                }
+                RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => Some(Change::Hops),
                 RouteNetlinkMessage::NewLink(_)
                 | RouteNetlinkMessage::DelLink(_)
                 | RouteNetlinkMessage::NewAddress(_)
@@ -258,81 +302,8 @@ impl Network {
     }
 }
 
-/// An address that packets could leave an interface with.
-#[derive(Clone, Copy, Debug)]
-struct Candidate {
-    interface: u32,
-    is_frontend: bool,
-    /// Of no subnet.
-    stands_alone: bool,
-    address: IpAddr,
-}
-
-/// The best of an interface's addresses, the oldest coming first. See [`Network::addresses`].
-fn choose<'a>(candidates: impl Iterator<Item = &'a Candidate> + Clone, present: Option<IpAddr>) -> Option<IpAddr> {
-    let stays = candidates.clone().find(|it| !it.is_frontend && Some(it.address) == present);
-    stays.or_else(|| candidates.min_by_key(|it| (it.is_frontend, it.stands_alone))).map(|it| it.address)
-}
-
-/// An address that packets may leave with: global, no duplicate, not on its way out, and the first of its subnet.
-fn usable(message: &AddressMessage) -> Option<IpAddr> {
-    let mut address = None;
-    let mut local = None;
-    let mut flags = AddressFlags::empty();
-    for attribute in &message.attributes {
-        match attribute {
-            AddressAttribute::Address(found) => address = Some(*found),
-            AddressAttribute::Local(found) => local = Some(*found),
-            AddressAttribute::Flags(found) => flags = *found,
-            _ => {}
-        }
-    }
-    let unusable = AddressFlags::Tentative | AddressFlags::Dadfailed | AddressFlags::Deprecated;
-    let is_secondary = message.header.family == AddressFamily::Inet && flags.contains(AddressFlags::Secondary);
-    let is_global = matches!(message.header.scope, AddressScope::Universe | AddressScope::Site);
-    // On a point-to-point link `Address` is the other end.
-    (is_global && !flags.intersects(unusable) && !is_secondary).then_some(local.or(address)?)
-}
-
 impl std::fmt::Debug for Network {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Network").field("neighbours", &self.neighbours.len()).finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Addresses with a slash stand alone, with a star are frontends.
-    #[track_caller]
-    fn check(candidates: &[&str], present: Option<&str>, expect: Option<&str>) {
-        let candidates: Vec<_> = candidates
-            .iter()
-            .map(|text| Candidate {
-                interface: 1,
-                is_frontend: text.contains('*'),
-                stands_alone: text.contains('/'),
-                address: text.trim_matches(['*', '/']).parse().unwrap(),
-            })
-            .collect();
-        let address = |text: &str| text.parse::<IpAddr>().unwrap();
-        assert_eq!(choose(candidates.iter(), present.map(address)), expect.map(address));
-    }
-
-    #[test]
-    fn the_oldest_address_of_a_subnet_is_chosen_and_stays() {
-        check(&[], None, None);
-        check(&["10.0.0.1", "10.0.0.2"], None, Some("10.0.0.1"));
-        check(&["10.0.0.9", "10.0.0.1", "10.0.0.2"], Some("10.0.0.1"), Some("10.0.0.1"));
-        check(&["10.0.0.2"], Some("10.0.0.1"), Some("10.0.0.2"));
-    }
-
-    #[test]
-    fn an_address_that_may_move_away_comes_last() {
-        check(&["10.0.0.7/", "10.0.0.1"], None, Some("10.0.0.1"));
-        check(&["10.0.0.6*", "10.0.0.7/", "10.0.0.8/*"], None, Some("10.0.0.7"));
-        check(&["10.0.0.6*", "10.0.0.1"], Some("10.0.0.6"), Some("10.0.0.1"));
-        check(&["10.0.0.6*"], None, Some("10.0.0.6"));
     }
 }

@@ -1,17 +1,30 @@
 //! The kernel settings without which a balancer can't forward: changed while the agent runs, and put back after.
 
+mod ports;
+
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read as _},
+    ops::RangeInclusive,
     path::{Path, PathBuf},
 };
 
 use tracing::{info, warn};
 
+use self::ports::Ports;
+
 /// Settings that were changed, with what they were.
 #[derive(Debug, Default)]
 pub struct Sysctls {
     changed: Vec<(PathBuf, String)>,
+    /// The ports that are reserved and were not before.
+    reserved: Ports,
 }
+
+/// Ports that the kernel gives to no connection by itself; the rest are numbers and ranges as [`Ports`] reads them.
+const RESERVED_PORTS: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+/// The first and the last port that the kernel gives to connections by itself.
+const PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
 impl Sysctls {
     /// Makes the interfaces forward, and take back from us what is sent from our own address.
@@ -34,6 +47,36 @@ impl Sysctls {
             }
         }
         self.prepare_ipv6(&root.join("ipv6/conf"), interfaces);
+    }
+
+    /// Keeps the source ports of flows free of the host's own connections, which otherwise could take one and lose what
+    /// comes back by it (`ip_local_reserved_ports` in Documentation/networking/ip-sysctl.rst). Both families heed it.
+    pub fn reserve(&mut self, snat_ports: &RangeInclusive<u16>) {
+        let path = Path::new(RESERVED_PORTS);
+        let before = match reserved() {
+            Ok(ports) => ports,
+            Err(error) => return warn!(%error, "cannot read {RESERVED_PORTS}, so it stays as it is"),
+        };
+        let wanted = Ports::from(snat_ports.clone());
+        if shared_with_host(&wanted).is_some_and(|(shared, all)| shared == all) {
+            return warn!(
+                "all of the ports that the host's own connections take (net.ipv4.ip_local_port_range) are in --snat-ports: \
+                 they are not reserved, as that would leave the host none; give the two different ranges"
+            );
+        }
+        let added = wanted.without(&before);
+        if added.is_empty() {
+            return;
+        }
+        match fs::write(path, before.with(&wanted).to_string()) {
+            Ok(()) => {
+                info!("added {added} to {RESERVED_PORTS} until wharf stops");
+                self.reserved = added;
+            }
+            Err(error) => {
+                warn!(%error, "cannot add {added} to {RESERVED_PORTS}: the host's own connections may take ports of flows; add them yourself");
+            }
+        }
     }
 
     fn prepare_ipv6(&mut self, ipv6: &Path, named: &[String]) {
@@ -62,6 +105,20 @@ impl Sysctls {
         }
     }
 
+    /// Takes back what was reserved, and nothing that others have reserved meanwhile.
+    fn release(&mut self) {
+        let ours = std::mem::take(&mut self.reserved);
+        if ours.is_empty() {
+            return;
+        }
+        let path = Path::new(RESERVED_PORTS);
+        let left = reserved().map(|ports| ports.without(&ours));
+        // Nothing at all would not be written.
+        if let Err(error) = left.and_then(|left| fs::write(path, format!("{left}\n"))) {
+            warn!(%error, "cannot take {ours} out of {RESERVED_PORTS} again");
+        }
+    }
+
     fn set(&mut self, path: PathBuf, wanted: &str) {
         match read(&path) {
             Ok(before) if before == wanted => {}
@@ -80,8 +137,36 @@ impl Sysctls {
     }
 }
 
+/// Says so if the host's own connections are to share ports with flows.
+pub fn warn_of_shared_ports(snat_ports: &RangeInclusive<u16>) {
+    if let Some((shared, all)) = shared_with_host(&Ports::from(snat_ports.clone())).filter(|(shared, _)| *shared > 0) {
+        warn!(
+            "{shared} of the {all} ports that the host's own connections take (net.ipv4.ip_local_port_range) are in \
+             --snat-ports as well; give the two different ranges"
+        );
+    }
+}
+
+/// The ports that are reserved now.
+fn reserved() -> io::Result<Ports> {
+    // The kernel tells them to the first read alone, so that has to have room for all (`proc_do_large_bitmap` in kernel/sysctl.c).
+    let mut text = vec![0; 1 << 18];
+    let length = fs::File::open(RESERVED_PORTS)?.read(&mut text)?;
+    text.truncate(length);
+    String::from_utf8_lossy(&text).parse().map_err(io::Error::other)
+}
+
+/// How many of these ports the host's own connections take by themselves, and how many those take in all.
+fn shared_with_host(ports: &Ports) -> Option<(usize, usize)> {
+    let text = read(Path::new(PORT_RANGE)).ok()?;
+    let (first, last) = text.split_once(char::is_whitespace)?;
+    let host = Ports::from(first.parse().ok()?..=last.trim().parse().ok()?);
+    Some((ports.common(&host).len(), host.len()))
+}
+
 impl Drop for Sysctls {
     fn drop(&mut self) {
+        self.release();
         for (path, before) in self.changed.drain(..).rev() {
             // An interface that is gone took its settings along.
             if let Err(error) = fs::write(&path, &before)

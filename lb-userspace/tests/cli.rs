@@ -19,11 +19,12 @@ use lb_userspace::{
     admin::{
         client::{self, ClientError},
         report::{
-            BackendReport, CounterReport, InterfaceReport, Request, Response, ServiceReport, StatusReport, TableReport,
+            BackendReport, CollectorReport, CounterReport, FrontendReport, InterfaceReport, PodInterfacesReport,
+            Request, Response, ServiceReport, StatusReport, TableReport,
         },
         server::{BindError, Query, Server},
     },
-    model::{IpFamily, Protocol},
+    model::{Conditions, FrontendKind, IpFamily, Protocol, TrafficPolicy},
 };
 use tempfile::TempDir;
 use tokio::{runtime::Runtime, sync::mpsc};
@@ -60,7 +61,7 @@ fn check(content: &str, code: i32) -> (String, String) {
 fn check_says_what_a_good_file_has() {
     let (stdout, stderr) = check(SERVICES, 0);
     assert_eq!(stdout, "s.yaml: ok: 1 service (2 ports), 2 backends\n");
-    assert_eq!(stderr, "warning: s.yaml:2:5: services[0]: no IPv6 backends: what is sent to fd00:96::10 is dropped\n");
+    assert_eq!(stderr, "warning: s.yaml:2:5: services[0]: no IPv6 backends: what is sent to fd00:96::10 is refused\n");
 }
 
 #[test]
@@ -133,7 +134,15 @@ fn answer(request: Request) -> Response {
         port: "http".to_owned(),
         protocol: Protocol::Tcp,
         family: IpFamily::V4,
-        frontends: frontends.iter().map(|text| socket(text)).collect(),
+        frontends: frontends
+            .iter()
+            .map(|text| FrontendReport { address: socket(text), kind: FrontendKind::ClusterIp })
+            .collect(),
+        node_port: (name == "web").then_some(30080),
+        internal_traffic_policy: TrafficPolicy::Cluster,
+        external_traffic_policy: TrafficPolicy::Local,
+        source_ranges: vec!["198.51.100.0/24".parse().unwrap()],
+        affinity_seconds: 10_800,
         algorithm: "maglev".to_owned(),
         backends: 2,
         flows: 1234,
@@ -144,6 +153,11 @@ fn answer(request: Request) -> Response {
         protocol: Protocol::Tcp,
         address: socket(address),
         weight: 1,
+        node_name: Some("node-1".to_owned()),
+        on_node: true,
+        conditions: Conditions::READY,
+        takes_new: vec![TrafficPolicy::Cluster],
+        active: 3,
         flows: 7,
     };
     let counter = |action: &str, name: &str, packets| CounterReport {
@@ -152,24 +166,33 @@ fn answer(request: Request) -> Response {
         packets,
         bytes: packets * 60,
     };
+    let interface = |name: &str, xdp: &str, why: Option<&str>| InterfaceReport {
+        name: name.to_owned(),
+        xdp: xdp.to_owned(),
+        tc: "tcx".to_owned(),
+        why: why.map(str::to_owned),
+        source_ipv4: Some([192, 0, 2, 1].into()),
+        source_ipv6: None,
+    };
     match request {
-        Request::Status => Response::Status(StatusReport {
+        Request::Status => Response::Status(Box::new(StatusReport {
             version: "1.2.3".to_owned(),
             pid: 42,
             uptime_seconds: 7_500,
-            interfaces: vec![InterfaceReport {
-                name: "eth0".to_owned(),
-                xdp: "native".to_owned(),
-                source_ipv4: Some([192, 0, 2, 1].into()),
-                source_ipv6: None,
-            }],
+            interfaces: vec![interface("eth0", "native", None), interface("eth1", "off", Some("the driver has none"))],
+            pod_interfaces: PodInterfacesReport {
+                patterns: vec!["veth*".to_owned(), "lxc*".to_owned()],
+                attached: 12,
+                refused: 1,
+            },
             services_file: "/etc/wharf/services.yaml".into(),
             revision: 3,
             applied_seconds_ago: 75,
             services_error: Some("s.yaml:1:1: x\ns.yaml:2:1: y".to_owned()),
             tables: vec![TableReport { name: "services".to_owned(), used: 1, size: 1000 }],
+            collector: Some(CollectorReport { passes: 3, removed: 70, entries: 2_000, milliseconds: 4 }),
             counters: vec![counter("forward", "nat", 5), counter("drop", "no-backend", 0)],
-        }),
+        })),
         Request::Services => {
             Response::Services(vec![service("web", &["10.0.0.1:80", "10.0.0.2:80"]), service("dns", &["10.0.0.3:53"])])
         }
@@ -190,18 +213,22 @@ services error: the file as it is now is not in force
   s.yaml:1:1: x
   s.yaml:2:1: y
 
-INTERFACE   XDP      SOURCE ADDRESSES
-eth0        native   192.0.2.1
+INTERFACE   XDP      TC    SOURCE ADDRESSES
+eth0        native   tcx   192.0.2.1
+eth1        off      tcx   192.0.2.1
+eth1: the driver has none
+pods (veth*, lxc*): 12 attached, 1 could not be (see the log)
 
 TABLE      USED   SIZE   FULL
 services   1      1000   1%
+garbage collection: 70 flows removed in 3 passes; the last took 4 ms for 2000 entries
 
 ACTION    REASON   PACKETS   BYTES
 forward   nat      5         300
 "
     );
     let (stdout, _) = agent.wharf(["status", "-o", "json"], 0);
-    let report: StatusReport = serde_json::from_str(&stdout).unwrap();
+    let report: Box<StatusReport> = serde_json::from_str(&stdout).unwrap();
     assert_eq!(Response::Status(report), answer(Request::Status));
 }
 
@@ -212,9 +239,9 @@ fn services_and_backends_are_tables() {
     assert_eq!(
         stdout,
         "\
-NAME   PORT   PROTOCOL   FRONTENDS                 ALGORITHM   BACKENDS   FLOWS
-web    http   TCP        10.0.0.1:80,10.0.0.2:80   maglev      2          1234
-dns    http   TCP        10.0.0.3:53               maglev      2          1234
+NAME   PORT   PROTOCOL   FRONTENDS                         ALGORITHM   BACKENDS   FLOWS
+web    http   TCP        10.0.0.1:80,10.0.0.2:80,*:30080   maglev      2          1234
+dns    http   TCP        10.0.0.3:53                       maglev      2          1234
 "
     );
     let (stdout, _) = agent.wharf(["backends", "dns"], 0);
@@ -228,6 +255,13 @@ dns       http   TCP        10.1.0.2:53   1        7
     let (stdout, _) = agent.wharf(["services", "dns", "--output", "json"], 0);
     let services: Vec<ServiceReport> = serde_json::from_str(&stdout).unwrap();
     assert_eq!(services.len(), 1);
+    for text in ["\"kind\": \"ClusterIP\"", "\"externalTrafficPolicy\": \"Local\"", "\"198.51.100.0/24\""] {
+        assert!(stdout.contains(text), "{stdout}");
+    }
+    let (stdout, _) = agent.wharf(["backends", "dns", "--output", "json"], 0);
+    for text in ["\"onNode\": true", "\"terminating\": false", "\"takesNew\": [\n      \"Cluster\"", "\"active\": 3"] {
+        assert!(stdout.contains(text), "{stdout}");
+    }
     for command in ["services", "backends"] {
         let (stdout, stderr) = agent.wharf([command, "none"], 2);
         assert!(stdout.is_empty() && stderr.contains("called none"), "{stderr}");

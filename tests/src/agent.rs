@@ -16,7 +16,11 @@ use nix::{
 use serde_json::Value;
 use tempfile::{NamedTempFile, TempDir};
 
-use crate::{poll, topology::Lab};
+use crate::{
+    cluster::Node,
+    poll,
+    topology::{Host, Lab},
+};
 
 /// How long the agent may take to start, to take up an edit, or to stop.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -34,38 +38,61 @@ impl Agent {
     /// Runs `wharf` on all interfaces of the balancer, and waits until the services are in force.
     #[track_caller]
     pub fn start(lab: &Lab, services: &str, arguments: &[&str]) -> Self {
-        let mut agent = Self::launch(lab, services, arguments);
-        let ready = poll(PATIENCE, || {
-            let ended = agent.process.try_wait().expect("it is our child").is_some();
-            (ended || agent.revision().is_some()).then_some(!ended)
-        });
-        assert!(ready == Some(true), "the agent does not start");
-        agent
+        Self::launch(lab, services, arguments).ready()
+    }
+
+    /// Runs `wharf` on these interfaces of the balancer, and waits until the services are in force.
+    #[track_caller]
+    pub fn start_by(lab: &Lab, names: &[&str], services: &str, arguments: &[&str]) -> Self {
+        let arguments = [interfaces(names.iter().copied()), arguments.to_vec()].concat();
+        Self::launch_in(directory(services), lab.lb(), &arguments).ready()
     }
 
     /// Runs `wharf` on all interfaces of the balancer, and waits for nothing.
     #[track_caller]
     pub fn launch(lab: &Lab, services: &str, arguments: &[&str]) -> Self {
-        let directory = tempfile::tempdir().expect("there is room for temporary files");
-        fs::write(directory.path().join("services.yaml"), services).expect("the directory is ours");
-        Self::launch_in(Arc::new(directory), lab, arguments)
+        Self::launch_in(
+            directory(services),
+            lab.lb(),
+            &[interfaces(lab.lb().interfaces()), arguments.to_vec()].concat(),
+        )
     }
 
     /// Runs `wharf` once more, with the services file and the admin socket of this agent.
     #[track_caller]
     pub fn launch_another(&self, lab: &Lab, arguments: &[&str]) -> Self {
-        Self::launch_in(Arc::clone(&self.directory), lab, arguments)
+        let arguments = [interfaces(lab.lb().interfaces()), arguments.to_vec()].concat();
+        Self::launch_in(Arc::clone(&self.directory), lab.lb(), &arguments)
     }
 
-    fn launch_in(directory: Arc<TempDir>, lab: &Lab, arguments: &[&str]) -> Self {
+    /// Runs `wharf` on a node, on its uplinks and facing its pods, and waits until the services are in force.
+    #[track_caller]
+    pub fn start_on(node: &Node, services: &str, arguments: &[&str]) -> Self {
+        let own = ["--pod-interface", node.pod_interfaces(), "--node-name", node.host().name()];
+        let arguments = [interfaces(node.uplinks().iter().copied()), own.to_vec(), arguments.to_vec()].concat();
+        Self::launch_in(directory(services), node.host(), &arguments).ready()
+    }
+
+    fn launch_in(directory: Arc<TempDir>, host: &Host, arguments: &[&str]) -> Self {
         let log = NamedTempFile::new_in(directory.path()).expect("the directory is ours");
         let path = |name| directory.path().join(name);
-        let mut command = lab.lb().namespace().command(binary());
+        let mut command = host.namespace().command(binary());
         command.arg("run").arg("--services").arg(path("services.yaml")).arg("--admin").arg(path("admin.sock"));
-        command.args(lab.lb().interfaces().flat_map(|interface| ["--interface", interface])).args(arguments);
         let output = log.reopen().and_then(|file| Ok((file.try_clone()?, file))).expect("there are descriptors left");
-        let process = command.stdout(output.0).stderr(output.1).spawn().expect("`binary` looked that it is there");
+        let command = command.args(arguments).stdout(output.0).stderr(output.1);
+        let process = command.spawn().expect("`binary` looked that it is there");
         Self { process, log, directory }
+    }
+
+    /// Waits until the services are in force.
+    #[track_caller]
+    fn ready(mut self) -> Self {
+        let ready = poll(PATIENCE, || {
+            let ended = self.process.try_wait().expect("it is our child").is_some();
+            (ended || self.revision().is_some()).then_some(!ended)
+        });
+        assert!(ready == Some(true), "the agent does not start");
+        self
     }
 
     /// Replaces the services file, as an editor or a configuration tool does it.
@@ -180,6 +207,17 @@ impl Drop for Agent {
             eprintln!("the agent said:\n{}", self.log());
         }
     }
+}
+
+/// A directory for an agent, with the services file in it.
+fn directory(services: &str) -> Arc<TempDir> {
+    let directory = tempfile::tempdir().expect("there is room for temporary files");
+    fs::write(directory.path().join("services.yaml"), services).expect("the directory is ours");
+    Arc::new(directory)
+}
+
+fn interfaces<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    names.flat_map(|name| ["--interface", name]).collect()
 }
 
 /// The binary under test: `$WHARF_BIN`, or the one that cargo built beside the running one.

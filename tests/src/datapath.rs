@@ -1,28 +1,36 @@
 //! The loaded programs in a namespace of their own, where packets are run through them one by one.
 //!
-//! Two interfaces, with neighbours that never change, so that every next hop is resolved:
+//! Three interfaces, with neighbours that never change, so that every next hop is resolved:
 //!
 //! ```text
 //!     clients, by the router 10.0.0.2 ── up0 │ wharf │ down0 ── backends 10.0.1.10 … 10.0.1.29
+//!                                            │       │ pod0 ─── pods 10.0.2.10 … 10.0.2.29
 //! ```
-//! What goes back to where it came from leaves by XDP_TX, what goes on to a backend is redirected. Backends of 10.2.0.0/16 and
+//! What goes back to where it came from leaves by `XDP_TX`, what goes on to a backend is redirected. Backends of 10.2.0.0/16 and
 //! `fd00:b::/64` are behind the router, too: they are reached by `XDP_TX`. Nothing is known of 10.0.1.99 and `fd00:1::99`,
-//! and to 203.0.113.0/24 and `2001:db8:dead::/48` there is no route.
+//! and to 203.0.113.0/24 and `2001:db8:dead::/48` there is no route. The node is called `here`, and pods are on it.
 
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    net::{Ipv4Addr, Ipv6Addr},
-    ops::RangeInclusive,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
+    sync::Arc,
 };
 
+use aya::maps::{HashMap, Map, MapData, MapError};
+use lb_common::{
+    abi::{Affinity, AffinityKey, Flow, FlowKey, Fragment, FragmentKey},
+    flow::Direction,
+    net::{Address, Ipv4Be, Ipv6Be},
+};
 use lb_userspace::{
     dataplane::{
         Sizes,
-        kernel::{Addresses, Kernel, Runner, TestRun},
+        kernel::{ANYWHERE, Addresses, FlowMap, Hook, Kernel, Runner, Settings, TestRun},
         tables::Tables,
     },
+    policy::{self, Node},
     source::file,
 };
 
@@ -32,23 +40,96 @@ use crate::netns::NetNs;
 pub const UP: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(10, 0, 0, 1), Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1));
 /// Our addresses towards the backends.
 pub const DOWN: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(10, 0, 1, 1), Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 1));
-/// The Ethernet addresses of our two interfaces.
+/// Our addresses towards the pods.
+pub const POD: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(10, 0, 2, 1), Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 1));
+/// The Ethernet addresses of our interfaces towards clients and backends.
 pub const UP_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// See [`UP_MAC`].
 pub const DOWN_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
 /// The Ethernet address of the router towards the clients.
 pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+/// The node's name.
+pub const NODE: &str = "here";
+
+/// An interface of the namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// Towards the clients.
+    Up,
+    /// Towards the backends.
+    Down,
+    /// Towards the pods.
+    Pod,
+}
 
 /// The programs with their tables, inside the namespace.
 #[derive(Debug)]
 pub struct Datapath {
     /// The tables.
     pub tables: Tables<Kernel>,
-    runner: Runner,
+    runners: BTreeMap<Hook, Runner>,
+    node: Node,
     sizes: Sizes,
-    snat_ports: RangeInclusive<u16>,
-    up: u32,
-    down: u32,
+    settings: Settings,
+    links: [u32; 3],
+    memory: Memory,
+}
+
+/// What only the programs remember.
+#[derive(Debug)]
+struct Memory {
+    pending4: FlowMap<Ipv4Be>,
+    pending6: FlowMap<Ipv6Be>,
+    affinity: HashMap<MapData, AffinityKey, Affinity>,
+    fragments4: HashMap<MapData, FragmentKey<Ipv4Be>, Fragment>,
+    fragments6: HashMap<MapData, FragmentKey<Ipv6Be>, Fragment>,
+}
+
+impl Memory {
+    fn of(kernel: &mut Kernel) -> Self {
+        Self {
+            pending4: map(kernel, "PENDING4"),
+            pending6: map(kernel, "PENDING6"),
+            affinity: map(kernel, "AFFINITY"),
+            fragments4: map(kernel, "FRAGMENTS4"),
+            fragments6: map(kernel, "FRAGMENTS6"),
+        }
+    }
+
+    fn forget(&mut self) {
+        empty(&mut self.pending4);
+        empty(&mut self.pending6);
+        empty(&mut self.affinity);
+        empty(&mut self.fragments4);
+        empty(&mut self.fragments6);
+    }
+}
+
+fn map<M: TryFrom<Map, Error = MapError>>(kernel: &mut Kernel, name: &str) -> M {
+    let map = kernel.take_map(name).unwrap_or_else(|| panic!("the object has no map {name}"));
+    M::try_from(map).expect("it is of that kind")
+}
+
+fn empty<K: aya::Pod, V: aya::Pod>(map: &mut HashMap<MapData, K, V>) {
+    let keys: Vec<K> = map.keys().filter_map(Result::ok).collect();
+    for key in &keys {
+        map.remove(key).expect("nobody else removes it");
+    }
+}
+
+fn answer<A: Address>(pending: &mut FlowMap<A>)
+where
+    FlowKey<A>: aya::Pod,
+    Flow<A>: aya::Pod,
+{
+    let is_reply = |flow: &Flow<A>| flow.direction() == Direction::Reply;
+    let replies: Vec<_> = pending.iter().filter_map(Result::ok).filter(|(_, flow)| is_reply(flow)).collect();
+    for (key, mut flow) in replies {
+        flow.flags |= Flow::<A>::ANSWERED;
+        // The client has to acknowledge the number after it, and packets made by `Packet::tcp` acknowledge zero.
+        flow.sequence = u32::MAX;
+        pending.insert(key, flow, 0).expect("it replaces one");
+    }
 }
 
 /// The Ethernet address of the backend `10.0.1.host` and `fd00:1::host`.
@@ -58,40 +139,76 @@ pub fn backend_mac(host: u8) -> [u8; 6] {
 
 /// Runs `work` with programs that were loaded for it.
 pub fn with_datapath<T: Send>(sizes: Sizes, work: impl FnOnce(&mut Datapath) -> T + Send) -> T {
+    let settings = Settings { snat_ports: 1024..=65535, ..Settings::default() };
+    with_settings(sizes, settings, work)
+}
+
+/// The same with these settings.
+pub fn with_settings<T: Send>(sizes: Sizes, settings: Settings, work: impl FnOnce(&mut Datapath) -> T + Send) -> T {
     let namespace = NetNs::new("datapath");
     namespace.run(|| {
         lay_network(&namespace);
-        let mut datapath = Datapath::load(sizes, 1024..=65535);
+        let mut datapath = Datapath::load(sizes, settings);
         work(&mut datapath)
     })
 }
 
 impl Datapath {
-    fn load(sizes: Sizes, snat_ports: RangeInclusive<u16>) -> Self {
+    fn load(sizes: Sizes, settings: Settings) -> Self {
         let index = |name: &str| nix::net::if_::if_nametoindex(name).expect("the interface was just made");
-        let (up, down) = (index("up0"), index("down0"));
-        let mut kernel = Kernel::load(&sizes, &snat_ports).expect("the programs load");
+        let links = [index("up0"), index("down0"), index("pod0")];
+        let [up, down, _] = links;
+        let mut kernel = Kernel::load(&sizes, &settings).expect("the programs load");
         let addresses = |(v4, v6)| Addresses { v4: Some(v4), v6: Some(v6), is_attached: true };
-        kernel.set_addresses(&BTreeMap::from([(up, addresses(UP)), (down, addresses(DOWN))])).expect("addresses fit");
-        let runner = kernel.runner().expect("the program is loaded");
-        Self { tables: Tables::new(kernel, sizes), runner, sizes, snat_ports, up, down }
+        let anywhere = Addresses { is_attached: false, ..addresses(UP) };
+        let known = [(up, addresses(UP)), (down, addresses(DOWN)), (ANYWHERE, anywhere)];
+        kernel.set_addresses(&BTreeMap::from(known)).expect("addresses fit");
+        let runner = |hook| (hook, kernel.runner(hook).expect("the program is loaded"));
+        let runners = Hook::ALL.into_iter().map(runner).collect();
+        let ours = [UP, DOWN, POD].into_iter().flat_map(|(v4, v6)| [IpAddr::V4(v4), IpAddr::V6(v6)]);
+        let node = Node {
+            name: Some(NODE.into()),
+            addresses: ours.clone().collect(),
+            node_port_addresses: ours.collect(),
+            pod_subnets: ["10.0.2.0/24", "fd00:2::/64"].iter().map(|it| it.parse().expect("a subnet")).collect(),
+        };
+        let memory = Memory::of(&mut kernel);
+        Self { tables: Tables::new(kernel, sizes), runners, node, sizes, settings, links, memory }
     }
 
     /// Serves what this services file says.
     pub fn apply(&mut self, services: &str) {
-        let loaded = file::parse(Path::new("services.yaml"), services.as_bytes()).expect("the file is right");
-        self.tables.apply(&loaded.desired).expect("it fits");
+        self.publish(services);
+        self.reclaim();
+    }
+
+    /// Serves what this services file says, and does not wait until nobody sees any more what was served before.
+    pub fn publish(&mut self, services: &str) {
+        let loaded = file::parse(Path::new("services.yaml"), services.as_bytes())
+            .unwrap_or_else(|error| panic!("{error}\n{services}"));
+        self.tables.apply(&Arc::new(policy::decide(&loaded.desired, &self.node))).expect("it fits");
+    }
+
+    /// Waits until nobody sees any more what was served before.
+    pub fn reclaim(&mut self) {
         self.tables.reclaim().expect("the kernel has membarrier");
     }
 
-    /// Runs a packet that comes from the clients' side.
-    pub fn from_clients(&mut self, packet: &[u8]) -> TestRun {
-        self.runner.run(packet, self.up).expect("the program runs")
+    /// Runs a packet through the program of a hook, as if it came in by an interface, or left by it.
+    pub fn run(&mut self, hook: Hook, link: Link, packet: &[u8]) -> TestRun {
+        let interface = self.link(link);
+        let runner = self.runners.get_mut(&hook).expect("every hook has one");
+        runner.run(packet, interface).expect("the program runs")
     }
 
-    /// Runs a packet that comes from the backends' side.
+    /// Runs a packet that comes from the clients' side, by XDP.
+    pub fn from_clients(&mut self, packet: &[u8]) -> TestRun {
+        self.run(Hook::Xdp, Link::Up, packet)
+    }
+
+    /// Runs a packet that comes from the backends' side, by XDP.
     pub fn from_backends(&mut self, packet: &[u8]) -> TestRun {
-        self.runner.run(packet, self.down).expect("the program runs")
+        self.run(Hook::Xdp, Link::Down, packet)
     }
 
     /// How many packets met each fate.
@@ -105,32 +222,70 @@ impl Datapath {
         *self.counts().get(reason).expect("there is such a reason")
     }
 
-    /// Runs `work` with programs of the same sizes that were loaded anew, in the same namespace.
+    /// Forgets all flows, and what goes with them.
+    pub fn forget(&mut self) {
+        let (flows4, flows6) = self.tables.dataplane_mut().flows();
+        empty(flows4);
+        empty(flows6);
+        self.memory.forget();
+    }
+
+    /// Forgets all flows that are not established, and what is left of those that became so.
+    pub fn forget_pending(&mut self) {
+        empty(&mut self.memory.pending4);
+        empty(&mut self.memory.pending6);
+    }
+
+    /// Runs `work` with programs that were loaded anew, in the same namespace.
     pub fn afresh<T>(&self, services: &str, work: impl FnOnce(&mut Self) -> T) -> T {
-        self.with_snat_ports(self.snat_ports.clone(), services, work)
+        self.with(self.settings.clone(), services, work)
+    }
+
+    /// Runs `work` with programs that were loaded anew with other settings, in the same namespace.
+    pub fn with<T>(&self, settings: Settings, services: &str, work: impl FnOnce(&mut Self) -> T) -> T {
+        let mut fresh = Self::load(self.sizes, settings);
+        fresh.apply(services);
+        work(&mut fresh)
     }
 
     /// The same, with another SNAT range.
     pub fn with_snat_ports<T>(
         &self,
-        snat_ports: RangeInclusive<u16>,
+        snat_ports: std::ops::RangeInclusive<u16>,
         services: &str,
         work: impl FnOnce(&mut Self) -> T,
     ) -> T {
-        let mut fresh = Self::load(self.sizes, snat_ports);
-        fresh.apply(services);
-        work(&mut fresh)
+        self.with(Settings { snat_ports, ..self.settings.clone() }, services, work)
+    }
+
+    /// Marks all pending flows as answered by their backends: the next packet of each from its client, made by
+    /// [`Packet`](crate::packet::Packet), establishes it.
+    pub fn answer(&mut self) {
+        answer(&mut self.memory.pending4);
+        answer(&mut self.memory.pending6);
+    }
+
+    /// How many entries there are of established flows and of pending ones, in both families.
+    pub fn entries(&mut self) -> (usize, usize) {
+        let (flows4, flows6) = self.tables.dataplane_mut().flows();
+        let established = flows4.keys().count() + flows6.keys().count();
+        (established, self.memory.pending4.keys().count() + self.memory.pending6.keys().count())
     }
 
     /// Flows opened to the present backends of all services.
     pub fn flows(&self) -> u64 {
-        let names = self.tables.applied().services().keys();
-        names.flat_map(|name| self.tables.members(name).map(|(_, _, flows)| flows)).sum()
+        let names = self.tables.applied().services.keys();
+        names.flat_map(|name| self.tables.members(name).map(|(_, _, backend)| backend.flows)).sum()
     }
 
-    /// The number of the interface towards the clients.
-    pub fn up(&self) -> u32 {
-        self.up
+    /// The number of an interface.
+    pub fn link(&self, link: Link) -> u32 {
+        let [up, down, pod] = self.links;
+        match link {
+            Link::Up => up,
+            Link::Down => down,
+            Link::Pod => pod,
+        }
     }
 }
 
@@ -143,6 +298,11 @@ fn lay_network(namespace: &NetNs) {
          link set up1 up
          link set down0 up
          link set down1 up
+         link add pod0 type veth peer name pod1
+         link set pod0 up
+         link set pod1 up
+         addr add {}/24 dev pod0
+         addr add {}/64 dev pod0 nodad
          addr add {}/24 dev up0
          addr add {}/64 dev up0 nodad
          addr add {}/24 dev down0
@@ -155,6 +315,8 @@ fn lay_network(namespace: &NetNs) {
          route add default via fd00::2\n",
         mac(UP_MAC),
         mac(DOWN_MAC),
+        POD.0,
+        POD.1,
         UP.0,
         UP.1,
         DOWN.0,
@@ -168,7 +330,7 @@ fn lay_network(namespace: &NetNs) {
         }
     }
     namespace.ip(&batch);
-    for interface in ["up0", "down0"] {
+    for interface in ["up0", "down0", "pod0"] {
         namespace.sysctl(&format!("ipv4/conf/{interface}/forwarding"), "1");
         namespace.sysctl(&format!("ipv6/conf/{interface}/forwarding"), "1");
     }

@@ -1,7 +1,8 @@
 //! The proving ground of Wharf: what its tests stand on.
 //!
-//! [`topology`] raises a network of namespaces, [`servers`] and [`probe`] put real sockets into it,
-//! [`agent`] runs the real binary there, and [`traffic`] goes on while something is changed.
+//! [`topology`] raises a network of namespaces with a balancer in the middle, [`cluster`] one of nodes with pods.
+//! [`servers`] and [`probe`] put real sockets into it, [`flood`] what no socket sends; [`agent`] runs the real binary there with [`services`] to serve,
+//! and [`traffic`] goes on while something is changed.
 //! [`packet`] builds single packets for tests that need no network.
 #![expect(
     clippy::expect_used,
@@ -12,19 +13,30 @@
 )]
 
 pub mod agent;
+pub mod cluster;
 pub mod datapath;
+pub mod flood;
+mod host;
+pub mod inspect;
 mod link;
 pub mod netns;
 pub mod packet;
 pub mod probe;
+pub mod reference;
 pub mod servers;
+pub mod services;
+pub mod throughput;
 pub mod topology;
 pub mod traffic;
+pub mod variants;
 
 use std::{
     io, thread,
     time::{Duration, Instant},
 };
+
+/// How long the kernel may take for what it does by itself, such as finding a neighbour.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Asks again until there is an answer; `None` after `limit`.
 pub fn poll<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
@@ -36,6 +48,15 @@ pub fn poll<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T>
         }
         thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Longer than anything takes that comes by itself.
+pub const SOON: Duration = Duration::from_secs(10);
+
+/// Expects that something becomes so by itself.
+#[track_caller]
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    assert!(poll(SOON, || is_so().then_some(())).is_some(), "not within {SOON:?}: {what}");
 }
 
 /// Lets this process have as many file descriptors as it may; how many that are.

@@ -17,7 +17,6 @@ use nix::net::if_::if_nametoindex;
 /// is lost unless the receiving end polls. It does with GRO on, but for `XDP_TX` it is only woken
 /// if it has a program as well (`veth_xdp_flush` in drivers/net/veth.c), so it gets one that passes all.
 pub(crate) fn behave_like_hardware(interface: &str) -> io::Result<OwnedFd> {
-    const SET_TX_CHECKSUM: u32 = 0x17;
     const SET_TSO: u32 = 0x1f;
     const SET_GSO: u32 = 0x24;
     for command in [SET_TSO, SET_GSO, SET_TX_CHECKSUM] {
@@ -25,6 +24,15 @@ pub(crate) fn behave_like_hardware(interface: &str) -> io::Result<OwnedFd> {
     }
     pass_all(interface)
 }
+
+/// Makes the kernel complete the checksums of what leaves by `interface`, as it does where a card can't do it.
+/// To be called in the interface's namespace.
+pub(crate) fn complete_checksums(interface: &str) -> io::Result<()> {
+    switch_off(interface, SET_TX_CHECKSUM)
+}
+
+/// `ETHTOOL_STXCSUM` (include/uapi/linux/ethtool.h).
+const SET_TX_CHECKSUM: u32 = 0x17;
 
 /// `struct ethtool_value` (include/uapi/linux/ethtool.h).
 #[repr(C)]

@@ -8,11 +8,12 @@
 //!
 //! Headers and checksums come from etherparse and not from lb-common, which is under test.
 
-use std::{fmt::Write as _, net::IpAddr};
+use std::{fmt::Write as _, net::IpAddr, ops::Range};
 
 use etherparse::{
-    EtherType, Ethernet2Header, IpDscp, IpEcn, IpFragOffset, IpNumber, Ipv4Header, Ipv6FragmentHeader, Ipv6Header,
-    NetSlice, SingleVlanHeader, SlicedPacket, TcpHeader, TransportSlice, UdpHeader,
+    EtherType, Ethernet2Header, IpDscp, IpEcn, IpFragOffset, IpNumber, Ipv4Header, Ipv4HeaderSlice, Ipv6FragmentHeader,
+    Ipv6Header, NetSlice, SingleVlanHeader, SlicedPacket, TcpHeader, TransportSlice, UdpHeader,
+    checksum::Sum16BitWords,
 };
 
 /// The Ethernet address that packets come from unless they say another.
@@ -29,6 +30,7 @@ pub struct Packet {
     vlans: Vec<u16>,
     network: Network,
     fragment: Option<Fragment>,
+    identification: u16,
     transport: Transport,
     payload: Vec<u8>,
 }
@@ -44,6 +46,10 @@ enum Network {
 enum Transport {
     Tcp(TcpHeader),
     Udp(UdpHeader, UdpChecksum),
+    /// Between these ports; the payload is its chunks.
+    Sctp(u16, u16),
+    /// Type, code, and the four bytes that depend on them.
+    Icmp(u8, u8, [u8; 4]),
     /// The payload is all there is.
     Other(IpNumber),
 }
@@ -60,7 +66,7 @@ struct Fragment {
     more: bool,
 }
 
-/// What a fragment's parts know each other by.
+/// What a fragment's parts know each other by, unless they say another.
 const IDENTIFICATION: u16 = 0x4242;
 
 impl Packet {
@@ -88,6 +94,7 @@ impl Packet {
             vlans: Vec::new(),
             network,
             fragment: None,
+            identification: IDENTIFICATION,
             transport: Transport::Other(IpNumber::EXPERIMENTAL_AND_TESTING_0),
             payload: Vec::new(),
         }
@@ -104,6 +111,27 @@ impl Packet {
         let header = UdpHeader { source_port: source, destination_port: destination, length: 0, checksum: 0 };
         self.transport = Transport::Udp(header, UdpChecksum::Computed);
         self
+    }
+
+    /// An SCTP packet with one chunk of this type, that has no more than its header (RFC 9260, section 3).
+    pub fn sctp(mut self, source: u16, destination: u16, chunk: u8) -> Self {
+        self.transport = Transport::Sctp(source, destination);
+        self.payload = vec![chunk, 0, 0, 4];
+        self
+    }
+
+    /// An ICMP message of this type and code, with the four bytes that they give a meaning to. What it is about
+    /// is the payload; see [`Packet::quote`].
+    pub fn icmp(mut self, kind: u8, code: u8, rest: [u8; 4]) -> Self {
+        self.transport = Transport::Icmp(kind, code, rest);
+        self
+    }
+
+    /// An echo request (RFC 792; RFC 4443, section 4).
+    pub fn echo(self, identifier: u16, sequence: u16) -> Self {
+        let kind = if let Network::V4(_) = self.network { 8 } else { 128 };
+        let [[a, b], [c, d]] = [identifier, sequence].map(u16::to_be_bytes);
+        self.icmp(kind, 0, [a, b, c, d])
     }
 
     /// Another protocol, whose headers are in the payload.
@@ -172,6 +200,26 @@ impl Packet {
         self
     }
 
+    /// What the fragments of a packet have in common.
+    pub fn identification(mut self, identification: u16) -> Self {
+        self.identification = identification;
+        self
+    }
+
+    /// The packet in pieces, cut in front of each of these bytes behind the IP header: multiples of eight, in ascending order.
+    #[track_caller]
+    pub fn pieces(&self, cuts: &[usize]) -> Vec<Self> {
+        let whole = self.transport_bytes();
+        let ends = cuts.iter().copied().chain([whole.len()]);
+        let starts = [0].into_iter().chain(cuts.iter().copied());
+        let piece = |(start, end): (usize, usize)| {
+            let offset = u16::try_from(start / 8).expect("packets in tests are small");
+            let piece = self.clone().protocol(self.protocol_number().0).payload(&whole[start..end]);
+            piece.fragment(offset, end < whole.len())
+        };
+        starts.zip(ends).map(piece).collect()
+    }
+
     /// Opens a connection; with [`Packet::ack`], accepts one.
     #[track_caller]
     pub fn syn(self) -> Self {
@@ -194,6 +242,20 @@ impl Packet {
     #[track_caller]
     pub fn rst(self) -> Self {
         self.with_tcp(|header| header.rst = true)
+    }
+
+    /// TCP sequence and acknowledgement numbers.
+    #[track_caller]
+    pub fn sequence(self, sequence: u32, acknowledgment: u32) -> Self {
+        self.with_tcp(|header| {
+            (header.sequence_number, header.acknowledgment_number) = (sequence, acknowledgment);
+        })
+    }
+
+    /// The TCP window.
+    #[track_caller]
+    pub fn window(self, window: u16) -> Self {
+        self.with_tcp(|header| header.window_size = window)
     }
 
     /// TCP options as they stand in the header, up to 40 bytes.
@@ -231,11 +293,7 @@ impl Packet {
     pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = self.link_bytes();
         let transport = self.transport_bytes();
-        let protocol = match &self.transport {
-            Transport::Tcp(_) => IpNumber::TCP,
-            Transport::Udp(..) => IpNumber::UDP,
-            Transport::Other(number) => *number,
-        };
+        let protocol = self.protocol_number();
         match &self.network {
             Network::V4(header) => bytes.extend(self.ipv4_bytes(header.clone(), protocol, transport.len())),
             Network::V6(header, extensions) => {
@@ -246,11 +304,28 @@ impl Packet {
         bytes
     }
 
+    /// The packet from its IP header on and up to this length, as an ICMP error quotes it.
+    pub fn quote(&self, length: usize) -> Vec<u8> {
+        let bytes = self.bytes().split_off(self.link_bytes().len());
+        bytes.into_iter().take(length).collect()
+    }
+
     /// The packet as bytes of which some are not as they should be.
     pub fn edit(&self, change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
         let mut bytes = self.bytes();
         change(&mut bytes);
         bytes
+    }
+
+    fn protocol_number(&self) -> IpNumber {
+        match (&self.transport, &self.network) {
+            (Transport::Tcp(_), _) => IpNumber::TCP,
+            (Transport::Udp(..), _) => IpNumber::UDP,
+            (Transport::Sctp(..), _) => IpNumber::SCTP,
+            (Transport::Icmp(..), Network::V4(_)) => IpNumber::ICMP,
+            (Transport::Icmp(..), Network::V6(..)) => IpNumber::IPV6_ICMP,
+            (Transport::Other(number), _) => *number,
+        }
     }
 
     fn link_bytes(&self) -> Vec<u8> {
@@ -276,7 +351,7 @@ impl Packet {
         header.protocol = protocol;
         if let Some(Fragment { offset, more }) = self.fragment {
             (header.fragment_offset, header.more_fragments) = (offset, more);
-            (header.identification, header.dont_fragment) = (IDENTIFICATION, false);
+            (header.identification, header.dont_fragment) = (self.identification, false);
         }
         header.set_payload_len(payload).expect("packets in tests are small");
         header.header_checksum = header.calc_header_checksum();
@@ -294,7 +369,7 @@ impl Packet {
         let mut next_header = protocol;
         let mut chain = Vec::new();
         if let Some(Fragment { offset, more }) = self.fragment {
-            chain = Ipv6FragmentHeader::new(next_header, offset, more, IDENTIFICATION.into()).to_bytes().to_vec();
+            chain = Ipv6FragmentHeader::new(next_header, offset, more, self.identification.into()).to_bytes().to_vec();
             next_header = IpNumber::IPV6_FRAGMENTATION_HEADER;
         }
         for &(number, length) in extensions.iter().rev() {
@@ -326,38 +401,120 @@ impl Packet {
                 }
                 header.to_bytes().to_vec()
             }
+            Transport::Sctp(source, destination) => {
+                let mut header = [source.to_be_bytes(), destination.to_be_bytes()].concat();
+                // The verification tag is any; the checksum is of the packet with zero in its place.
+                header.extend([0, 0, 0, 7, 0, 0, 0, 0]);
+                let sum = crc32c(&[&header[..], &self.payload].concat());
+                header.splice(8.., sum.to_le_bytes());
+                header
+            }
+            Transport::Icmp(kind, code, rest) => {
+                let mut header = [&[*kind, *code, 0, 0][..], rest].concat();
+                let sum = icmp_checksum(&self.network, &[&header[..], &self.payload].concat());
+                header.splice(2..4, sum.to_be_bytes());
+                header
+            }
             Transport::Other(_) => Vec::new(),
         };
         [header, self.payload.clone()].concat()
     }
 }
 
-/// Asserts that the checksums of IPv4, TCP and UDP are right, computing each in full. A UDP checksum
-/// may be absent from an IPv4 packet, and there is none to check in a fragment.
+/// Asserts what [`check_checksums`] checks.
 #[track_caller]
 pub fn verify_checksums(bytes: &[u8]) {
-    let packet = SlicedPacket::from_ethernet(bytes).unwrap_or_else(|error| panic!("{error}: {}", describe(bytes)));
+    if let Err(wrong) = check_checksums(bytes) {
+        panic!("{wrong} of {}", describe(bytes));
+    }
+}
+
+/// Whether the checksums of IPv4, TCP, UDP, SCTP and ICMP are right, and that of an IPv4 header that an ICMP error quotes,
+/// computing each in full. A UDP checksum may be absent from an IPv4 packet, and there is none to check in a fragment.
+///
+/// # Errors
+///
+/// Which checksum is wrong.
+pub fn check_checksums(bytes: &[u8]) -> Result<(), String> {
+    let packet = SlicedPacket::from_ethernet(bytes).map_err(|error| format!("{error}: the headers"))?;
+    let check = |which: &str, got: u32, right: u32| {
+        if got == right { Ok(()) } else { Err(format!("{got:#x} is not {right:#x}: the {which} checksum")) }
+    };
     let network = match &packet.net {
         Some(NetSlice::Ipv4(ip)) => {
             let header = ip.header().to_header();
-            let right = header.calc_header_checksum();
-            assert_eq!(header.header_checksum, right, "the IPv4 checksum of {}", describe(bytes));
+            check("IPv4", header.header_checksum.into(), header.calc_header_checksum().into())?;
             Network::V4(header)
         }
         Some(NetSlice::Ipv6(ip)) => Network::V6(ip.header().to_header(), Vec::new()),
-        _ => return,
+        _ => return Ok(()),
     };
     match &packet.transport {
         Some(TransportSlice::Tcp(tcp)) => {
             let right = tcp_checksum(&tcp.to_header(), &network, tcp.payload());
-            assert_eq!(tcp.checksum(), right, "the TCP checksum of {}", describe(bytes));
+            check("TCP", tcp.checksum().into(), right.into())
         }
         Some(TransportSlice::Udp(udp)) if udp.checksum() != 0 || matches!(network, Network::V6(..)) => {
             let right = udp_checksum(&udp.to_header(), &network, udp.payload());
-            assert_eq!(udp.checksum(), right, "the UDP checksum of {}", describe(bytes));
+            check("UDP", udp.checksum().into(), right.into())
         }
-        _ => {}
+        Some(TransportSlice::Icmpv4(icmp)) => {
+            if let (3 | 11 | 12, Ok(quoted)) = (icmp.type_u8(), Ipv4HeaderSlice::from_slice(icmp.payload())) {
+                let quoted = quoted.to_header();
+                check("quoted IPv4", quoted.header_checksum.into(), quoted.calc_header_checksum().into())?;
+            }
+            let right = icmp_checksum(&network, &without_checksum(icmp.slice(), 2..4));
+            check("ICMP", icmp.checksum().into(), right.into())
+        }
+        Some(TransportSlice::Icmpv6(icmp)) => {
+            let right = icmp_checksum(&network, &without_checksum(icmp.slice(), 2..4));
+            check("ICMPv6", icmp.checksum().into(), right.into())
+        }
+        _ => match ip_payload(&packet) {
+            Some((IpNumber::SCTP, sctp @ [_, _, _, _, _, _, _, _, a, b, c, d, ..])) => {
+                check("SCTP", u32::from_le_bytes([*a, *b, *c, *d]), crc32c(&without_checksum(sctp, 8..12)))
+            }
+            _ => Ok(()),
+        },
     }
+}
+
+/// The bytes, with zeros in these places.
+fn without_checksum(bytes: &[u8], places: Range<usize>) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes[places].fill(0);
+    bytes
+}
+
+/// What is behind the IP headers of a packet that is no fragment.
+fn ip_payload<'a>(packet: &SlicedPacket<'a>) -> Option<(IpNumber, &'a [u8])> {
+    let payload = match &packet.net {
+        Some(NetSlice::Ipv4(ip)) => ip.payload(),
+        Some(NetSlice::Ipv6(ip)) => ip.payload(),
+        _ => return None,
+    };
+    (!payload.fragmented).then_some((payload.ip_number, payload.payload))
+}
+
+/// The checksum of an ICMP message in which there are zeros in its place (RFC 792; RFC 4443, section 2.3).
+fn icmp_checksum(network: &Network, message: &[u8]) -> u16 {
+    let sum = match network {
+        Network::V4(_) => Sum16BitWords::new(),
+        Network::V6(ip, _) => {
+            let length = u32::try_from(message.len()).expect("packets in tests are small");
+            let addresses = Sum16BitWords::new().add_16bytes(ip.source).add_16bytes(ip.destination);
+            addresses.add_slice(&length.to_be_bytes()).add_2bytes([0, IpNumber::IPV6_ICMP.0])
+        }
+    };
+    sum.add_slice(message).ones_complement().to_be()
+}
+
+/// The CRC-32C of SCTP (RFC 9260, appendix A), bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let crc = bytes.iter().fold(u32::MAX, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _bit| if crc & 1 == 1 { (crc >> 1) ^ 0x82F6_3B78 } else { crc >> 1 })
+    });
+    !crc
 }
 
 fn tcp_checksum(header: &TcpHeader, network: &Network, payload: &[u8]) -> u16 {
@@ -403,10 +560,21 @@ pub fn describe(bytes: &[u8]) -> String {
             format!("tcp {} [{flags}]", endpoints((tcp.source_port(), tcp.destination_port())))
         }
         Some(TransportSlice::Udp(udp)) => format!("udp {}", endpoints((udp.source_port(), udp.destination_port()))),
+        Some(TransportSlice::Icmpv4(icmp)) => {
+            format!("icmp {}/{} {source} > {destination}", icmp.type_u8(), icmp.code_u8())
+        }
+        Some(TransportSlice::Icmpv6(icmp)) => {
+            format!("icmp6 {}/{} {source} > {destination}", icmp.type_u8(), icmp.code_u8())
+        }
         _ if packet.is_ip_payload_fragmented() => {
             format!("fragment of protocol {} {source} > {destination}", protocol.0)
         }
-        _ => format!("protocol {} {source} > {destination}", protocol.0),
+        _ => match ip_payload(&packet) {
+            Some((IpNumber::SCTP, [a, b, c, d, ..])) => {
+                format!("sctp {}", endpoints((u16::from_be_bytes([*a, *b]), u16::from_be_bytes([*c, *d]))))
+            }
+            _ => format!("protocol {} {source} > {destination}", protocol.0),
+        },
     };
     let _ = write!(line, " ttl {ttl}");
     for id in packet.vlan_ids() {

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    io::{self, BufRead as _, BufReader, Write as _},
+    io::{self, BufRead as _, BufReader, IoSliceMut, Write as _},
     iter::Sum,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket},
     os::fd::AsRawFd as _,
@@ -13,16 +13,57 @@ use std::{
 };
 
 use nix::{
+    cmsg_space,
     errno::Errno,
     sys::socket::{
-        self, AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, setsockopt, sockopt::ReuseAddr,
+        self, AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage,
+        setsockopt,
+        sockopt::{Ipv4RecvErr, Ipv4Ttl, Ipv6RecvErr, Ipv6Ttl, ReuseAddr, UdpGsoSegment},
     },
 };
 
-use crate::{servers::WHOAMI, topology::Host};
+use crate::{
+    servers::{BURST, WHOAMI},
+    topology::Host,
+};
 
 /// How long an answer may take. The network is inside one machine, so this is a failure and not a delay.
 pub const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long an attempt may take of which silence is a good outcome. TCP's second SYN comes after a second.
+const PROMPT: Duration = Duration::from_millis(700);
+
+/// What one line is, in bytes, that is meant to fill the way: many segments, and many windows.
+const BULK: usize = 4 << 20;
+
+/// How many datagrams are handed to the kernel as one, of how many bytes, and how often: these are two megabytes each way.
+const BURST_COUNT: u16 = 40;
+const BURST_SIZE: u16 = 1_000;
+const BURSTS: usize = 50;
+
+/// What becomes of an attempt to talk to an address.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// This backend answered.
+    Answered(String),
+    /// Somebody said at once that there is nobody.
+    Refused,
+    /// No answer came, and nothing else.
+    Silent,
+    /// Another error.
+    Failed(String),
+}
+
+/// Who answered a client, and whom it saw.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Seen {
+    /// The name of the backend.
+    pub backend: String,
+    /// The client's address as the client knows it.
+    pub own: SocketAddr,
+    /// The client's address as the backend sees it.
+    pub client: SocketAddr,
+}
 
 /// A TCP connection on which the backend has said its name.
 #[derive(Debug)]
@@ -77,6 +118,36 @@ impl Host {
         self.namespace().run(|| ping(to))
     }
 
+    /// Uses a service in every way: TCP in single lines and in bulk, UDP in single datagrams and in bursts, both ways.
+    /// Gives what the backend saw, of TCP and of UDP.
+    pub fn exchange(&self, to: impl ToSocketAddrs) -> io::Result<[Seen; 2]> {
+        let to = address(to);
+        let mut connection = self.tcp(to)?;
+        connection.echo("a line")?;
+        connection.echo(&"a long line ".repeat(BULK / 12))?;
+        let (own, client) = (connection.local_address()?, connection.whoami()?);
+        let tcp = Seen { backend: connection.backend, own, client };
+        let datagrams = self.udp(to)?;
+        datagrams.ask("a datagram")?;
+        for _ in 0..BURSTS {
+            datagrams.burst(BURST_COUNT, BURST_SIZE)?;
+        }
+        let (own, (backend, client)) = (datagrams.local_address()?, datagrams.whoami()?);
+        Ok([tcp, Seen { backend, own, client }])
+    }
+
+    /// Tries TCP and UDP, and waits for not even a second.
+    pub fn fates(&self, to: impl ToSocketAddrs) -> [Fate; 2] {
+        let to = address(to);
+        let tcp = || Connection::over(TcpStream::connect_timeout(&to, PROMPT)?).map(|connection| connection.backend);
+        let udp = || {
+            let datagrams = Datagrams::open(self.next_address(to), to)?;
+            datagrams.socket.set_read_timeout(Some(PROMPT))?;
+            datagrams.ask("who?")
+        };
+        self.namespace().run(|| [tcp(), udp()]).map(Fate::from)
+    }
+
     /// Opens and closes `count` connections, `concurrency` at a time.
     pub fn get_many(&self, to: impl ToSocketAddrs, count: usize, concurrency: usize) -> Tally {
         let to = address(to);
@@ -115,6 +186,11 @@ impl Host {
 }
 
 impl Connection {
+    /// The stream, on which all that came has been read.
+    pub(crate) fn into_stream(self) -> TcpStream {
+        self.stream.into_inner()
+    }
+
     /// To be called in the client's namespace.
     pub(crate) fn open(to: SocketAddr) -> io::Result<Self> {
         Self::over(TcpStream::connect_timeout(&to, TIMEOUT)?)
@@ -228,12 +304,116 @@ impl Datagrams {
         Ok((backend.to_owned(), seen_by(backend, &answer)?))
     }
 
+    /// Sends `count` datagrams of `size` bytes and expects an answer to each, and then has the backend send as many;
+    /// at both ends they are handed to the kernel as one (`UDP_SEGMENT`), which need not take them apart before the last link.
+    pub fn burst(&self, count: u16, size: u16) -> io::Result<()> {
+        let question = "?".repeat(usize::from(size));
+        setsockopt(&self.socket, UdpGsoSegment, &i32::from(size))?;
+        let sent = self.socket.send(question.repeat(usize::from(count)).as_bytes());
+        setsockopt(&self.socket, UdpGsoSegment, &0)?;
+        sent?;
+        for _ in 0..count {
+            let answer = self.receive()?;
+            if !answer.ends_with(&format!(" {question}")) {
+                return Err(io::Error::other(format!("sent {size} bytes, got back {answer:?}")));
+            }
+        }
+        self.tell(&format!("{BURST} {count} {size}"))?;
+        for number in 0..count {
+            let got = self.receive()?.len();
+            if got != usize::from(size) {
+                return Err(io::Error::other(format!("datagram {number} of the backend has {got} bytes, not {size}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// From now on what is larger than the way takes is refused, and not sent in fragments.
+    pub fn never_fragment(&self) -> io::Result<()> {
+        let (level, option, value) = match self.socket.local_addr()? {
+            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO),
+            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO),
+        };
+        let length = size_of_val(&value) as libc::socklen_t;
+        // SAFETY: The kernel reads an int, which outlives the call.
+        match unsafe { libc::setsockopt(self.socket.as_raw_fd(), level, option, (&raw const value).cast(), length) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Sends a datagram that may be forwarded `ttl - 1` times; who says that this was not enough (`MSG_ERRQUEUE` in ip(7)).
+    pub fn expire(&self, ttl: u8) -> io::Result<IpAddr> {
+        match self.socket.local_addr()? {
+            SocketAddr::V4(_) => {
+                setsockopt(&self.socket, Ipv4Ttl, &ttl.into())?;
+                setsockopt(&self.socket, Ipv4RecvErr, &true)?;
+            }
+            SocketAddr::V6(_) => {
+                setsockopt(&self.socket, Ipv6Ttl, &ttl.into())?;
+                setsockopt(&self.socket, Ipv6RecvErr, &true)?;
+            }
+        }
+        match self.exchange("who?") {
+            Err(error) if error.kind() == io::ErrorKind::HostUnreachable => {}
+            Err(error) => return Err(error),
+            Ok(answer) => return Err(io::Error::other(format!("it arrived: {answer:?}"))),
+        }
+        let mut space = cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
+        let mut buffer = [0; 64];
+        let mut buffers = [IoSliceMut::new(&mut buffer)];
+        let (descriptor, flags) = (self.socket.as_raw_fd(), MsgFlags::MSG_ERRQUEUE);
+        let message = socket::recvmsg::<SockaddrStorage>(descriptor, &mut buffers, Some(&mut space), flags)?;
+        let offender = message.cmsgs()?.find_map(|control| match control {
+            ControlMessageOwned::Ipv4RecvErr(_, Some(by)) => {
+                Some(Ipv4Addr::from(u32::from_be(by.sin_addr.s_addr)).into())
+            }
+            ControlMessageOwned::Ipv6RecvErr(_, Some(by)) => Some(Ipv6Addr::from(by.sin6_addr.s6_addr).into()),
+            _ => None,
+        });
+        offender.ok_or_else(|| io::Error::other("nobody says so"))
+    }
+
     fn exchange(&self, text: &str) -> io::Result<String> {
         self.socket.send(text.as_bytes())?;
+        self.receive()
+    }
+
+    fn receive(&self) -> io::Result<String> {
         let mut buffer = vec![0; usize::from(u16::MAX)];
-        let length = self.socket.recv(&mut buffer).map_err(explain)?;
+        let length = loop {
+            match self.socket.recv(&mut buffer) {
+                // A bounded wait is not taken up again by itself (signal(7)).
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => break result.map_err(explain)?,
+            }
+        };
         buffer.truncate(length);
         String::from_utf8(buffer).map_err(io::Error::other)
+    }
+}
+
+impl Fate {
+    /// Of TCP and UDP, when this backend answers.
+    pub fn answered(by: &Host) -> [Self; 2] {
+        [(); 2].map(|()| Self::Answered(by.name().to_owned()))
+    }
+
+    /// Of TCP and UDP, when somebody says that there is nobody.
+    pub const REFUSED: [Self; 2] = [Self::Refused, Self::Refused];
+
+    /// Of TCP and UDP, when nothing comes back.
+    pub const SILENT: [Self; 2] = [Self::Silent, Self::Silent];
+}
+
+impl From<io::Result<String>> for Fate {
+    fn from(attempt: io::Result<String>) -> Self {
+        match attempt.map_err(|error| (error.kind(), error)) {
+            Ok(backend) => Self::Answered(backend),
+            Err((io::ErrorKind::ConnectionRefused, _)) => Self::Refused,
+            Err((io::ErrorKind::TimedOut, _)) => Self::Silent,
+            Err((_, error)) => Self::Failed(error.to_string()),
+        }
     }
 }
 

@@ -8,31 +8,44 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    net::TcpStream,
+    runtime, time,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     netns::Background,
     poll,
-    probe::{Connection, Tally, address},
+    probe::{Connection, TIMEOUT, Tally, address},
     topology::Host,
 };
 
 /// How long a connection rests between two lines, and how long between two connections.
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// The shortest time between two lines of whichever connections, so that a thousand leave the machine room for other things.
+const PACE: Duration = Duration::from_micros(200);
+
 /// Connections that stay open, and send a line again and again.
 #[derive(Debug)]
-pub struct Conversations(Vec<Conversation>);
+pub struct Conversations {
+    all: Vec<Conversation>,
+    talker: Background<Vec<End>>,
+}
 
 #[derive(Debug)]
 struct Conversation {
     backend: String,
     lines: Arc<AtomicUsize>,
-    talker: Background<io::Result<()>>,
 }
+
+/// What ended a conversation, and for how long at most a line was underway.
+type End = (io::Result<()>, Duration);
 
 /// How one connection fared.
 #[derive(Debug)]
@@ -41,6 +54,8 @@ pub struct Outcome {
     pub backend: String,
     /// How many lines came back.
     pub lines: usize,
+    /// The longest time that a line took to come back.
+    pub slowest: Duration,
     /// What ended it; `Ok` if that was us.
     pub end: io::Result<()>,
 }
@@ -57,15 +72,26 @@ impl Host {
     #[track_caller]
     pub fn converse(&self, to: impl ToSocketAddrs, count: usize) -> Conversations {
         let to = address(to);
-        let open = || self.tcp(to).unwrap_or_else(|error| panic!("a connection to {to}: {error}"));
-        let start = |connection: Connection| {
-            let backend = connection.backend().to_owned();
-            let lines = Arc::new(AtomicUsize::new(0));
-            let counter = Arc::clone(&lines);
-            let talker = self.namespace().spawn(move |stop| talk(connection, &counter, &stop));
-            Conversation { backend, lines, talker }
-        };
-        Conversations((0..count).map(|_| start(open())).collect())
+        let opened = self.namespace().run(|| (0..count).map(|_| Connection::open(to)).collect::<io::Result<Vec<_>>>());
+        let opened = opened.unwrap_or_else(|error| panic!("a connection to {to}: {error}"));
+        let conversation =
+            |connection: &Connection| Conversation { backend: connection.backend().to_owned(), lines: Arc::default() };
+        let all: Vec<_> = opened.iter().map(conversation).collect();
+        let counters: Vec<_> = all.iter().map(|conversation| Arc::clone(&conversation.lines)).collect();
+        let pause = PAUSE.max(PACE * u32::try_from(count).expect("no test opens so many"));
+        let talker = self.namespace().spawn(move |stop| {
+            let runtime =
+                runtime::Builder::new_current_thread().enable_all().build().expect("there are descriptors left");
+            runtime.block_on(async {
+                let talk = |(connection, lines)| tokio::spawn(talk(connection, lines, pause, stop.clone()));
+                let mut ends = Vec::new();
+                for talker in opened.into_iter().zip(counters).map(talk).collect::<Vec<_>>() {
+                    ends.push(talker.await.expect("it does not panic"));
+                }
+                ends
+            })
+        });
+        Conversations { all, talker }
     }
 
     /// Keeps opening and closing connections.
@@ -82,9 +108,9 @@ impl Conversations {
     /// The backends of those connections on which no line comes back within `limit`.
     pub fn stuck(&self, limit: Duration) -> Vec<&str> {
         let lines = |conversation: &Conversation| conversation.lines.load(Ordering::Relaxed);
-        let before: Vec<_> = self.0.iter().map(lines).collect();
+        let before: Vec<_> = self.all.iter().map(lines).collect();
         let silent = || {
-            let silent = self.0.iter().zip(&before).filter(|(conversation, before)| lines(conversation) == **before);
+            let silent = self.all.iter().zip(&before).filter(|(conversation, before)| lines(conversation) == **before);
             silent.map(|(conversation, _)| conversation.backend.as_str()).collect::<Vec<_>>()
         };
         poll(limit, || silent().is_empty().then(Vec::new)).unwrap_or_else(silent)
@@ -92,11 +118,12 @@ impl Conversations {
 
     /// Closes the connections that are still open.
     pub fn finish(self) -> Vec<Outcome> {
-        let finish = |Conversation { backend, lines, talker }| {
-            let end = talker.finish();
-            Outcome { backend, lines: lines.load(Ordering::Relaxed), end }
+        let ends = self.talker.finish();
+        let outcome = |(conversation, (end, slowest)): (Conversation, End)| {
+            let lines = conversation.lines.load(Ordering::Relaxed);
+            Outcome { backend: conversation.backend, lines, slowest, end }
         };
-        self.0.into_iter().map(finish).collect()
+        self.all.into_iter().zip(ends).map(outcome).collect()
     }
 }
 
@@ -113,14 +140,36 @@ impl Arrivals {
     }
 }
 
-fn talk(mut connection: Connection, lines: &AtomicUsize, stop: &CancellationToken) -> io::Result<()> {
-    while !stop.is_cancelled() {
-        let number = lines.load(Ordering::Relaxed);
-        connection.echo(&format!("line {number}"))?;
-        lines.store(number + 1, Ordering::Relaxed);
-        thread::sleep(PAUSE);
-    }
-    Ok(())
+/// Sends lines and expects each back, until it is stopped or one does not come.
+async fn talk(connection: Connection, lines: Arc<AtomicUsize>, pause: Duration, stop: CancellationToken) -> End {
+    let mut slowest = Duration::ZERO;
+    let conversation = async {
+        let stream = connection.into_stream();
+        stream.set_nonblocking(true)?;
+        let mut stream = BufReader::new(TcpStream::from_std(stream)?);
+        while !stop.is_cancelled() {
+            let sent = Instant::now();
+            let line = format!("line {}\n", lines.load(Ordering::Relaxed));
+            let mut answer = String::new();
+            time::timeout(TIMEOUT, async {
+                stream.write_all(line.as_bytes()).await?;
+                stream.read_line(&mut answer).await
+            })
+            .await??;
+            slowest = slowest.max(sent.elapsed());
+            match answer.as_str() {
+                answer if answer == line => lines.fetch_add(1, Ordering::Relaxed),
+                "" => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the backend closed the connection")),
+                other => return Err(io::Error::other(format!("sent {line:?}, got back {other:?}"))),
+            };
+            tokio::select! {
+                () = time::sleep(pause) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+        Ok(())
+    };
+    (conversation.await, slowest)
 }
 
 fn call(to: SocketAddr, tally: &Mutex<Tally>, stop: &CancellationToken) {

@@ -18,8 +18,11 @@ use lb_common::{
     parse::{self, AnySegment},
 };
 use lb_userspace::{
-    dataplane::Sizes,
-    model::{Algorithm, Desired, IpFamily, Protocol, Service, ServiceName, Weight},
+    dataplane::{Sizes, kernel::Hook},
+    model::{
+        Algorithm, Desired, Endpoint, FrontendKind, IpFamily, Protocol, Service, ServiceName, TrafficPolicy, Weight,
+    },
+    policy::{self, Decided, Node},
 };
 use proptest::{
     prelude::any,
@@ -27,11 +30,12 @@ use proptest::{
     test_runner::TestRunner,
 };
 use tests::{
-    datapath::{Datapath, with_datapath},
+    datapath::{Datapath, Link, with_datapath},
     packet::Packet,
 };
 
-const SIZES: Sizes = Sizes { services: 64, backends: 256, slots: 1 << 16, flows: 1 << 15 };
+const SIZES: Sizes =
+    Sizes { services: 64, backends: 256, slots: 1 << 16, flows: 1 << 15, pending_flows: 1 << 15, ..Sizes::DEFAULT };
 
 /// 10,000 random flows, half of each family.
 const FLOWS: u32 = 10_000;
@@ -106,7 +110,13 @@ fn agree<A: Address + std::fmt::Debug>(
     *turns += 1;
     let chosen = datapath
         .tables
-        .choose(&name("web", family), given, || unreachable!("no random algorithm is under test"), || turn)
+        .choose(
+            &name("web", family),
+            TrafficPolicy::Cluster,
+            given,
+            || unreachable!("no random algorithm is under test"),
+            || turn,
+        )
         .expect("there are backends");
     assert_eq!(
         (sent.destination, sent.destination_port),
@@ -150,11 +160,12 @@ fn every_algorithm_keeps_to_the_weights() {
 #[test]
 fn no_packet_sees_a_mixture_a_freed_slot_or_a_wrong_backend() {
     // Two sets of at most seven backends and a Maglev table each have to fit beside one another, and little more.
-    let sizes = Sizes { services: 4, backends: 24, slots: 2600, flows: 1 << 12 };
+    let sizes =
+        Sizes { services: 4, backends: 24, slots: 2600, flows: 1 << 12, pending_flows: 1 << 12, ..Sizes::DEFAULT };
     with_datapath(sizes, |datapath| {
-        datapath.tables.apply(&generation(0)).expect("it fits");
-        let mut runner = datapath.tables.dataplane_mut().runner().expect("the program is loaded");
-        let ingress = datapath.up();
+        datapath.tables.apply(&decided(0)).expect("it fits");
+        let mut runner = datapath.tables.dataplane_mut().runner(Hook::Xdp).expect("the program is loaded");
+        let ingress = datapath.link(Link::Up);
         let (begun, done) = (AtomicU64::new(0), AtomicU64::new(0));
         let stop = Instant::now() + Duration::from_secs(5);
         let (packets, in_between) = thread::scope(|scope| {
@@ -188,7 +199,7 @@ fn no_packet_sees_a_mixture_a_freed_slot_or_a_wrong_backend() {
             while Instant::now() < stop {
                 number += 1;
                 begun.store(number, Ordering::SeqCst);
-                datapath.tables.apply(&generation(number)).expect("it fits, once what rests is reclaimed");
+                datapath.tables.apply(&decided(number)).expect("it fits, once what rests is reclaimed");
                 done.store(number, Ordering::SeqCst);
                 // Sometimes nothing is reclaimed until there is no room left.
                 if number % 3 == 0 {
@@ -216,24 +227,23 @@ fn backends(number: u64) -> BTreeMap<SocketAddr, Weight> {
 }
 
 /// The state with such a set, and with a second service that comes and goes, so that service ids do, too.
-fn generation(number: u64) -> Arc<Desired> {
+fn decided(number: u64) -> Arc<Decided> {
     let mut desired = Desired::default();
-    let algorithm = Algorithm::ALL[(number % 4) as usize];
-    let service = Service {
-        frontends: ["10.96.0.10:80".parse().expect("an address")].into(),
+    let algorithm = Algorithm::ALL[(number % 5) as usize];
+    let service = |address: &str, algorithm, endpoints: BTreeMap<SocketAddr, Weight>| Service {
+        frontends: [(address.parse().expect("an address"), FrontendKind::ClusterIp)].into(),
         algorithm,
-        backends: backends(number),
+        endpoints: endpoints.into_iter().map(|(to, weight)| (to, Endpoint { weight, ..Endpoint::READY })).collect(),
+        ..Service::default()
     };
-    desired.add(name("web", IpFamily::V4), service).expect("it is the first");
+    let web = service("10.96.0.10:80", algorithm, backends(number));
+    desired.add(name("web", IpFamily::V4), web).expect("it is the first");
     if number.is_multiple_of(2) {
-        let other = Service {
-            frontends: [SocketAddr::new(Ipv4Addr::new(10, 96, 1, (number % 250) as u8).into(), 80)].into(),
-            algorithm: Algorithm::RoundRobin,
-            backends: [("10.3.0.1:80".parse().expect("an address"), Weight::ONE)].into(),
-        };
+        let to = [("10.3.0.1:80".parse().expect("an address"), Weight::ONE)].into();
+        let other = service(&format!("10.96.1.{}:80", number % 250), Algorithm::RoundRobin, to);
         desired.add(name(&format!("other-{number}"), IpFamily::V4), other).expect("it is the only one");
     }
-    Arc::new(desired)
+    Arc::new(policy::decide(&desired, &Node::default()))
 }
 
 #[test]

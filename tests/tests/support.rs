@@ -1,5 +1,5 @@
 //! The proving ground proves itself: without a balancer, and without an agent.
-#![expect(clippy::unwrap_used, reason = "this is test code: it fails by panicking")]
+#![expect(clippy::panic, clippy::unwrap_used, reason = "this is test code: it fails by panicking")]
 
 use std::{
     fs,
@@ -8,13 +8,17 @@ use std::{
     path::Path,
     process::Command,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tests::{
+    cluster::{FORGED, Layout, NARROW_MTU, PodNetwork, Uplinks},
     netns::{self, NetNs},
     packet::{Packet, assert_packets_equal, describe, verify_checksums},
-    probe::{Tally, assert_spread, assert_weighted_spread},
+    poll,
+    probe::{Fate, Tally, assert_spread, assert_weighted_spread},
+    raise_descriptor_limit,
+    services::{cluster_ips, external_ips, load_balancer_ips},
     topology::{Host, Lab, Topology},
 };
 
@@ -156,6 +160,200 @@ fn traffic_in_the_background_notices_a_cut() {
     let outcomes = conversations.finish();
     assert!(outcomes.iter().all(|outcome| outcome.lines > 0 && outcome.end.is_err()), "{outcomes:?}");
     assert!(!arrivals.finish().errors.is_empty());
+}
+
+/// Both ways to link pods, each with one of the ways to link nodes.
+const LAYOUTS: [Layout; 2] =
+    [Layout::new(PodNetwork::Bridged).uplinks(Uplinks::Cards), Layout::new(PodNetwork::Routed).uplinks(Uplinks::Veth)];
+
+/// Much more than a segment takes.
+const BULK: usize = 4 << 20;
+
+/// The two addresses of `to` answer `from`, over TCP and UDP, small and large; the server sees the client's own address.
+#[track_caller]
+fn assert_answers(from: &Host, to: &Host) {
+    for address in to.addresses().take(2) {
+        let place = format!("{} to {address} of {}", from.name(), to.name());
+        for seen in from.exchange((address, 8080)).unwrap_or_else(|error| panic!("{place}: {error}")) {
+            assert_eq!(seen.backend, to.name(), "{place}");
+            assert_eq!(seen.client.port(), seen.own.port(), "{place}");
+            assert!(from.addresses().any(|own| own == seen.client.ip()), "{place}: {seen:?}");
+        }
+        let datagrams = from.udp((address, 8080)).unwrap();
+        for size in [4_000, 8_000] {
+            let answer =
+                datagrams.ask(&"x".repeat(size)).unwrap_or_else(|error| panic!("{place}, {size} bytes: {error}"));
+            assert_eq!(answer, to.name(), "{place}");
+        }
+    }
+}
+
+#[test]
+fn clients_pods_and_nodes_of_a_cluster_reach_each_other() {
+    for layout in LAYOUTS {
+        let cluster = layout.up();
+        assert_eq!(cluster.pod(2, 1).v4().to_string(), "10.244.2.11");
+        assert_eq!(cluster.pod(2, 1).v6().to_string(), "fd44:2::11");
+        assert_eq!((cluster.pod(2, 1).node(), cluster.client().node()), (Some("n2"), None));
+        let (client, node) = (cluster.client(), cluster.node(1).host());
+        let servers = [cluster.pod(1, 1), cluster.pod(1, 2), cluster.pod(2, 1), node];
+        let _servers = servers.map(|host| host.serve(8080));
+        for server in servers {
+            assert_answers(client, server);
+        }
+        for server in [cluster.pod(1, 2), cluster.pod(2, 1), node] {
+            assert_answers(cluster.pod(1, 1), server);
+        }
+        assert_answers(node, cluster.pod(1, 1));
+    }
+}
+
+#[test]
+fn pods_hand_large_segments_to_their_node_and_cards_are_sent_small_ones() {
+    for (uplinks, are_small) in [(Uplinks::Cards, true), (Uplinks::Veth, false)] {
+        let cluster = Layout::new(PodNetwork::Routed).uplinks(uplinks).up();
+        let _server = cluster.pod(1, 1).serve(8080);
+        let mut connection = cluster.client().tcp((cluster.pod(1, 1).v4(), 8080)).unwrap();
+        connection.echo(&"x".repeat(BULK)).unwrap();
+        let segments = (BULK / 1_460) as u64;
+        let node = cluster.node(1).host();
+        assert!(node.received("cali1") < segments / 4, "pods send large segments");
+        assert_eq!(node.received("eth0") > segments, are_small, "{uplinks:?}");
+    }
+}
+
+#[test]
+fn a_pod_may_come_later() {
+    for layout in LAYOUTS {
+        let mut cluster = layout.up();
+        cluster.add_pod(2);
+        let pod = cluster.pod(2, 3);
+        assert_eq!((pod.name(), pod.v4().to_string().as_str()), ("n2-p3", "10.244.2.13"));
+        let _server = pod.serve(8080);
+        assert_answers(cluster.client(), pod);
+    }
+}
+
+#[test]
+fn attempts_end_as_they_should() {
+    let cluster = LAYOUTS[0].clone().up();
+    let (client, pod) = (cluster.client(), cluster.pod(1, 1));
+    let _server = pod.serve(8080);
+    cluster.router().namespace().ip("route add blackhole 192.0.2.1\nroute add blackhole 2001:db8::1");
+    for (address, silent) in pod.addresses().zip(["192.0.2.1", "2001:db8::1"]) {
+        assert_eq!(client.fates((address, 8080)), Fate::answered(pod));
+        assert_eq!(client.fates((address, 81)), Fate::REFUSED);
+        assert_eq!(client.fates((silent, 8080)), Fate::SILENT);
+    }
+}
+
+#[test]
+fn replies_leave_by_the_second_uplink() {
+    let cluster = Layout::new(PodNetwork::Bridged).second_uplink().up();
+    assert_eq!(cluster.node(1).uplinks(), ["eth0", "eth1"]);
+    let _server = cluster.pod(1, 1).serve(8080);
+    for address in cluster.pod(1, 1).addresses() {
+        let mut connection = cluster.client().tcp((address, 8080)).unwrap();
+        let router = cluster.router();
+        let before = ["n1-eth0", "n1-eth1"].map(|port| router.received(port));
+        connection.echo(&"x".repeat(100_000)).unwrap();
+        let after = ["n1-eth0", "n1-eth1"].map(|port| router.received(port));
+        assert!(after[0] - before[0] < 5 && after[1] - before[1] > 20, "{before:?} {after:?}");
+    }
+}
+
+#[test]
+fn a_narrow_link_has_both_ends_send_less() {
+    for layout in LAYOUTS {
+        for layout in [layout.clone().narrow_clients(), layout.narrow_node(2)] {
+            let cluster = layout.up();
+            let pod = cluster.pod(2, 1);
+            let _server = pod.serve(8080);
+            assert_answers(cluster.client(), pod);
+            assert_answers(cluster.pod(1, 1), pod);
+            for address in pod.addresses() {
+                let datagrams = cluster.client().udp((address, 8080)).unwrap();
+                datagrams.never_fragment().unwrap();
+                // Without the IP header of either family there is room for 60 bytes less.
+                datagrams.ask(&"x".repeat(usize::from(NARROW_MTU) - 60)).unwrap();
+                let too_big = datagrams.ask(&"x".repeat(usize::from(NARROW_MTU))).unwrap_err();
+                assert_eq!(too_big.raw_os_error(), Some(libc::EMSGSIZE), "{too_big}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_hop_says_that_a_datagram_has_expired() {
+    let cluster = Layout::new(PodNetwork::Bridged).narrow_node(2).up();
+    let _server = cluster.pod(2, 1).serve(8080);
+    for address in cluster.pod(2, 1).addresses() {
+        // The router, the hop, the node.
+        for (ttl, host) in [(1, cluster.router()), (2, cluster.hop()), (3, cluster.node(2).host())] {
+            let by = cluster.client().udp((address, 8080)).unwrap().expire(ttl).unwrap();
+            assert!(host.addresses().any(|own| own == by), "{by} is not {}", host.name());
+        }
+        assert!(cluster.client().udp((address, 8080)).unwrap().expire(4).is_err(), "it arrives");
+    }
+}
+
+#[test]
+fn the_way_to_services_is_by_the_first_node() {
+    for layout in [LAYOUTS[0].clone(), LAYOUTS[1].clone().narrow_node(1).second_uplink()] {
+        let cluster = layout.up();
+        let node = cluster.node(1).host();
+        let addresses = [cluster_ips(1), external_ips(1), load_balancer_ips(1)].concat();
+        let add = addresses.iter().map(|address| format!("addr add {address} dev lo\n"));
+        node.namespace().ip(&add.collect::<String>());
+        let _server = node.serve(8080);
+        for address in addresses {
+            for host in [cluster.client(), cluster.pod(1, 1), cluster.pod(2, 1)] {
+                assert_eq!(host.tcp((address, 8080)).unwrap().backend(), "n1");
+            }
+        }
+    }
+}
+
+#[test]
+fn programs_of_interfaces_are_listed() {
+    let lab = Topology::new().up();
+    assert_eq!(lab.client().programs(), ["eth0 xdp"], "what makes a card of it");
+    assert_eq!(lab.lb().programs(), Vec::<String>::new());
+    assert!(
+        lab.lb().namespace().command("tc").args(["qdisc", "add", "dev", "lo", "clsact"]).status().unwrap().success()
+    );
+    assert_eq!(lab.lb().programs(), ["lo clsact"]);
+}
+
+#[test]
+fn a_flood_is_as_large_as_it_says_and_reaches_its_server() {
+    let cluster = LAYOUTS[0].clone().up();
+    let _server = cluster.pod(1, 1).serve(8080);
+    for address in cluster.pod(1, 1).addresses() {
+        let before = cluster.node(1).host().received("eth0");
+        let begin = Instant::now();
+        let flood = cluster.client().flood((address, 8080), 10_000);
+        assert!(poll(Duration::from_secs(10), || (flood.sent() >= 5_000).then_some(())).is_some(), "{}", flood.sent());
+        let sent = u64::from(flood.finish());
+        assert!(begin.elapsed() > Duration::from_millis(400), "it is not faster than it should be");
+        let arrived = cluster.node(1).host().received("eth0") - before;
+        assert!(arrived >= sent * 9 / 10, "{arrived} of {sent}");
+        assert_eq!(cluster.client().tcp((address, 8080)).unwrap().backend(), "n1-p1");
+        let forged = if address.is_ipv4() { IpAddr::from(FORGED.0) } else { FORGED.1.into() };
+        assert!(cluster.pod(1, 1).ping(forged).is_err(), "answers to forged addresses end somewhere");
+    }
+}
+
+#[test]
+fn a_thousand_conversations_go_on_at_once() {
+    raise_descriptor_limit();
+    let cluster = LAYOUTS[0].clone().up();
+    let _server = cluster.pod(2, 1).serve(8080);
+    let conversations = cluster.client().converse((cluster.pod(2, 1).v6(), 8080), 1_000);
+    assert_eq!(conversations.stuck(Duration::from_secs(5)), Vec::<&str>::new());
+    for outcome in conversations.finish() {
+        assert!(outcome.end.is_ok() && outcome.slowest < Duration::from_secs(1), "{outcome:?}");
+    }
 }
 
 fn tally(answers: &[(&str, usize)]) -> Tally {

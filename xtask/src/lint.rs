@@ -50,8 +50,17 @@ const RULES: [Rule; 6] = [
     Rule {
         says: "only rewrite.rs writes packet bytes",
         under: "lb-ebpf/src/",
-        forbids: &[".header::", ".header(", "bpf_xdp_store_bytes", "bpf_skb_store_bytes"],
-        except: &["lb-ebpf/src/rewrite.rs", "lb-ebpf/src/packet.rs", GENERATOR],
+        forbids: &[
+            ".header::",
+            ".header(",
+            ".copy_in(",
+            ".resize(",
+            ".change_checksum(",
+            "bpf_xdp_store_bytes",
+            "bpf_skb_store_bytes",
+        ],
+        // `packet/` is what it writes by.
+        except: &["lb-ebpf/src/rewrite.rs", "lb-ebpf/src/packet", GENERATOR],
     },
     Rule {
         says: "only count.rs turns a verdict into an action",

@@ -1,13 +1,16 @@
 //! Traffic for `cargo xtask bench`: lays the packet down again, gives it the tuple of the next flow, and calls the
 //! program under test. (`BPF_PROG_TEST_RUN` hands each repetition the packet as the last one left it.)
+//!
+//! There is a pair of programs of each kind: one that does this, and one that does nothing. What the generator costs by
+//! itself is measured with the latter.
 #![no_std]
 #![no_main]
 
 use aya_ebpf::{
-    bindings::xdp_action,
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
     btf_maps::{Array, ProgramArray},
-    macros::{btf_map, xdp},
-    programs::XdpContext,
+    macros::{btf_map, classifier, xdp},
+    programs::{TcContext, XdpContext},
 };
 use lb_common::generator::{LENGTH, Traffic};
 
@@ -15,34 +18,53 @@ use lb_common::generator::{LENGTH, Traffic};
 #[btf_map]
 static TRAFFIC: Array<Traffic, 1> = Array::new();
 
-/// 0 → the program under test.
+/// 0 → the XDP program under test.
 #[btf_map]
-static UNDER_TEST: ProgramArray<1> = ProgramArray::new();
+static XDP_UNDER_TEST: ProgramArray<1> = ProgramArray::new();
 
-/// Sends the next packet.
+/// 0 → the tc program under test.
+#[btf_map]
+static TC_UNDER_TEST: ProgramArray<1> = ProgramArray::new();
+
+/// Sends the next packet to an XDP program.
 #[expect(clippy::needless_pass_by_value, reason = "the signature is the macro's")]
 #[xdp]
-fn generate(ctx: XdpContext) -> u32 {
-    match lay_down(&ctx) {
+fn generate_xdp(ctx: XdpContext) -> u32 {
+    if lay_down(ctx.data(), ctx.data_end()).is_some() {
         // SAFETY: A program of the same type.
-        Some(()) => unsafe { UNDER_TEST.tail_call(&ctx, 0) },
-        None => return xdp_action::XDP_ABORTED,
+        unsafe { XDP_UNDER_TEST.tail_call(&ctx, 0) };
     }
-    // Only reached if there is no program to call.
+    // Only reached if the packet is too short, or there is no program to call.
     xdp_action::XDP_ABORTED
 }
 
-/// Does nothing: what the generator costs by itself is measured with this one.
+/// Sends the next packet to a tc program.
+#[expect(clippy::needless_pass_by_value, reason = "the signature is the macro's")]
+#[classifier]
+fn generate_tc(ctx: TcContext) -> i32 {
+    if lay_down(ctx.data(), ctx.data_end()).is_some() {
+        // SAFETY: As above.
+        unsafe { TC_UNDER_TEST.tail_call(&ctx, 0) };
+    }
+    TC_ACT_SHOT
+}
+
+/// Does nothing.
 #[xdp]
-fn nothing(_ctx: XdpContext) -> u32 {
+fn nothing_xdp(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_TX
 }
 
+/// Does nothing.
+#[classifier]
+fn nothing_tc(_ctx: TcContext) -> i32 {
+    TC_ACT_UNSPEC
+}
+
 #[inline(always)]
-fn lay_down(ctx: &XdpContext) -> Option<()> {
+fn lay_down(start: usize, end: usize) -> Option<()> {
     let traffic = TRAFFIC.get_ptr_mut(0)?;
-    let start = ctx.data();
-    if start + LENGTH > ctx.data_end() {
+    if start + LENGTH > end {
         return None;
     }
     // SAFETY: The packet has LENGTH bytes, as just checked; the map's element is ours alone while the bench runs.
@@ -56,10 +78,7 @@ fn lay_down(ctx: &XdpContext) -> Option<()> {
         let client = (start + (*traffic).client_offset as usize % LENGTH.next_power_of_two()) as *mut [u8; 4];
         let service = (start + (*traffic).service_offset as usize % LENGTH.next_power_of_two()) as *mut [u8; 4];
         let port = (start + (*traffic).port_offset as usize % LENGTH.next_power_of_two()) as *mut [u8; 2];
-        if client as usize + 4 > ctx.data_end()
-            || service as usize + 4 > ctx.data_end()
-            || port as usize + 2 > ctx.data_end()
-        {
+        if client as usize + 4 > end || service as usize + 4 > end || port as usize + 2 > end {
             return None;
         }
         let base = (*traffic).client;

@@ -5,9 +5,10 @@ use std::{
     path::PathBuf,
 };
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{IpFamily, Protocol};
+use crate::model::{Conditions, FrontendKind, IpFamily, Protocol, TrafficPolicy};
 
 /// A question to the agent: one JSON value on one line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +27,7 @@ pub enum Request {
 #[serde(rename_all = "kebab-case")]
 pub enum Response {
     /// To [`Request::Status`].
-    Status(StatusReport),
+    Status(Box<StatusReport>),
     /// To [`Request::Services`].
     Services(Vec<ServiceReport>),
     /// To [`Request::Backends`].
@@ -47,6 +48,8 @@ pub struct StatusReport {
     pub uptime_seconds: u64,
     /// Where the programs are attached.
     pub interfaces: Vec<InterfaceReport>,
+    /// The pod-facing devices.
+    pub pod_interfaces: PodInterfacesReport,
     /// The file that services come from.
     pub services_file: PathBuf,
     /// How many times services were applied: goes up by one with each change that is in force.
@@ -55,8 +58,10 @@ pub struct StatusReport {
     pub applied_seconds_ago: u64,
     /// Why the file as it is now is not in force; the last good one is.
     pub services_error: Option<String>,
-    /// How full the tables are.
+    /// How full the tables are; those of flows as the last garbage collection saw them.
     pub tables: Vec<TableReport>,
+    /// The garbage collection, once it has gone through the flow tables.
+    pub collector: Option<CollectorReport>,
     /// Packets by what became of them.
     pub counters: Vec<CounterReport>,
 }
@@ -67,12 +72,43 @@ pub struct StatusReport {
 pub struct InterfaceReport {
     /// The interface's name.
     pub name: String,
-    /// The XDP mode of the program there: `native` or `generic`; `gone` if the interface is not there.
+    /// The XDP mode of the program there: `native`, `generic`, or `off` where tc meets what comes in; `gone` if the
+    /// interface is not there.
     pub xdp: String,
+    /// How programs sit on tc's hooks there: `tcx` or `clsact`; `gone` if the interface is not there.
+    pub tc: String,
+    /// Why there is no XDP program although one was to be there if possible.
+    pub why: Option<String>,
     /// The IPv4 address that packets to backends leave this interface with.
     pub source_ipv4: Option<Ipv4Addr>,
     /// The IPv6 address that packets to backends leave this interface with.
     pub source_ipv6: Option<Ipv6Addr>,
+}
+
+/// The devices towards pods that packets are met on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodInterfacesReport {
+    /// What their names look like.
+    pub patterns: Vec<String>,
+    /// How many have our programs.
+    pub attached: usize,
+    /// How many could not get them; the log says why.
+    pub refused: usize,
+}
+
+/// What the garbage collector has done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CollectorReport {
+    /// How many times it went through the flow tables.
+    pub passes: u64,
+    /// How many flows it has removed since the agent started.
+    pub removed: u64,
+    /// Entries that the last pass saw: two a flow.
+    pub entries: u64,
+    /// How long the agent was busy with the last pass, in ms.
+    pub milliseconds: u64,
 }
 
 /// How full one table is.
@@ -109,18 +145,38 @@ pub struct ServiceReport {
     pub name: String,
     /// The port's name, or its number.
     pub port: String,
-    /// TCP or UDP.
+    /// TCP, UDP or SCTP.
     pub protocol: Protocol,
     /// The IP family.
     pub family: IpFamily,
     /// Where clients send to.
-    pub frontends: Vec<SocketAddr>,
+    pub frontends: Vec<FrontendReport>,
+    /// The port of the node's own addresses that clients may send to as well.
+    pub node_port: Option<u16>,
+    /// Which endpoints the clients of cluster IPs get.
+    pub internal_traffic_policy: TrafficPolicy,
+    /// Which endpoints the clients of all other addresses get.
+    pub external_traffic_policy: TrafficPolicy,
+    /// The clients that load balancer addresses serve; empty: all.
+    pub source_ranges: Vec<IpNet>,
+    /// For how many seconds a client stays at its backend; 0: no session affinity.
+    pub affinity_seconds: u32,
     /// How backends are chosen.
     pub algorithm: String,
     /// How many backends it has.
     pub backends: usize,
     /// Flows opened to its present backends.
     pub flows: u64,
+}
+
+/// One address of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FrontendReport {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// What kind of address that is.
+    pub kind: FrontendKind,
 }
 
 /// One backend of one service.
@@ -131,12 +187,22 @@ pub struct BackendReport {
     pub service: String,
     /// The port's name, or its number.
     pub port: String,
-    /// TCP or UDP.
+    /// TCP, UDP or SCTP.
     pub protocol: Protocol,
     /// The backend's address and port.
     pub address: SocketAddr,
     /// Its share of new flows; 0: none.
     pub weight: u16,
+    /// The node that it is on, where its source says so.
+    pub node_name: Option<String>,
+    /// Whether it is on this node.
+    pub on_node: bool,
+    /// How it is.
+    pub conditions: Conditions,
+    /// The policies by which it takes new flows.
+    pub takes_new: Vec<TrafficPolicy>,
+    /// Answered flows that it has now.
+    pub active: u64,
     /// Flows opened to it.
     pub flows: u64,
 }

@@ -37,7 +37,7 @@ fn summary(desired: &Desired) -> String {
     for (name, service) in desired.services() {
         services.insert(&name.name);
         ports.insert((&name.name, &name.port, name.protocol));
-        backends.extend(service.backends.keys().map(|address| (&name.name, address.ip())));
+        backends.extend(service.endpoints.keys().map(|address| (&name.name, address.ip())));
     }
     let (services, ports) = (count(services.len(), "service"), count(ports.len(), "port"));
     format!("{services} ({ports}), {}", count(backends.len(), "backend"))

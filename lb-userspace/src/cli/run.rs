@@ -1,13 +1,19 @@
 //! `wharf run`: the agent.
 
-use std::{ops::RangeInclusive, path::PathBuf, process::ExitCode};
+use std::{ops::RangeInclusive, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
+use glob::Pattern;
+use lb_common::flow::{Tick, Timeouts};
 
 use crate::{
     admin,
     agent::{self, Options},
-    dataplane::{Sizes, kernel::XdpMode},
+    dataplane::{
+        Sizes,
+        kernel::{Settings, XdpMode},
+    },
+    network::{NodePorts, Roles},
 };
 
 #[derive(Debug, clap::Args)]
@@ -15,19 +21,45 @@ pub(super) struct Args {
     /// An interface that clients and backends are reached by; may be given several times
     #[arg(long = "interface", value_name = "IF", required = true)]
     interfaces: Vec<String>,
+    /// What the names of the devices towards pods look like, as in 'veth*': requests of pods are met there, and replies to
+    /// pods; may be given several times
+    #[arg(long = "pod-interface", value_name = "PATTERN")]
+    pod_interfaces: Vec<Pattern>,
     /// The services file; it is read again when it changes, and on SIGHUP
     #[arg(long, value_name = "FILE")]
     services: PathBuf,
-    /// Where the programs sit: in the driver, or behind it
-    #[arg(long, value_enum, default_value_t = XdpMode::Native)]
+    /// Where packets that come in are met
+    #[arg(long, value_enum, default_value_t = XdpMode::Auto)]
     xdp: XdpMode,
     /// Where other commands reach the agent
     #[arg(long, value_name = "PATH", default_value = admin::DEFAULT_SOCKET)]
     admin: PathBuf,
+    /// The name of this node, as endpoints of services say on which node they are
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<String>,
+    /// On which of the node's addresses a NodePort is served: ranges with commas between them, or `primary` for the one of
+    /// each family that packets leave the first interface with [default: all]
+    #[arg(long, value_name = "CIDR[,CIDR...]|primary")]
+    nodeport_addresses: Option<NodePorts>,
     /// The source ports that a flow may take towards a backend where its own is taken; not those that the host's own
     /// connections take (`net.ipv4.ip_local_port_range`)
     #[arg(long, value_name = "FIRST-LAST", default_value = "1024-32767", value_parser = port_range)]
     snat_ports: RangeInclusive<u16>,
+    /// How long a TCP connection that only SYNs were seen of is remembered
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = timeout)]
+    timeout_tcp_opening: Duration,
+    /// How long an established TCP connection is remembered without a packet
+    #[arg(long, value_name = "TIME", default_value = "8000s", value_parser = timeout)]
+    timeout_tcp_established: Duration,
+    /// How long a TCP connection is remembered after a FIN or RST
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = timeout)]
+    timeout_tcp_closing: Duration,
+    /// How long a UDP flow is remembered without a packet
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = timeout)]
+    timeout_udp: Duration,
+    /// Answer pings to addresses that are a service's alone
+    #[arg(long)]
+    answer_ping: bool,
     /// Leave kernel settings as they are, even where forwarding is off
     #[arg(long)]
     keep_sysctls: bool,
@@ -35,14 +67,35 @@ pub(super) struct Args {
     sizes: Sizes,
 }
 
+impl Args {
+    fn settings(&self) -> Settings {
+        let ticks = |time: Duration| Tick::from_seconds(time.as_secs() as u32);
+        Settings {
+            snat_ports: self.snat_ports.clone(),
+            timeouts: Timeouts {
+                opening: ticks(self.timeout_tcp_opening),
+                established: ticks(self.timeout_tcp_established),
+                closing: ticks(self.timeout_tcp_closing),
+                datagram: ticks(self.timeout_udp),
+            },
+            answer_ping: self.answer_ping,
+        }
+    }
+}
+
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let options = Options {
-        interfaces: args.interfaces,
+        settings: args.settings(),
+        roles: Roles {
+            uplinks: args.interfaces,
+            pod_interfaces: args.pod_interfaces,
+            node_name: args.node_name.map(Into::into),
+            node_ports: args.nodeport_addresses.unwrap_or_default(),
+        },
         xdp: args.xdp,
         services: args.services,
         admin: args.admin,
         sizes: args.sizes,
-        snat_ports: args.snat_ports,
         keep_sysctls: args.keep_sysctls,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -51,6 +104,18 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         .context("the event loop could not be set up")?;
     runtime.block_on(agent::run(options))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The longest timeout. A flow that is idle for longer is not worth its place.
+const LONGEST: Duration = Duration::from_secs(30 * 86_400);
+
+/// A time such as `60s` or `2h 30m`, in whole seconds.
+fn timeout(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| format!("{error}; a time looks like 60s or 2h 30m"))?;
+    if time.subsec_nanos() != 0 || time.is_zero() || time > LONGEST {
+        return Err(format!("a timeout is whole seconds, from 1s to {}", humantime::format_duration(LONGEST)));
+    }
+    Ok(time)
 }
 
 fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
@@ -66,7 +131,47 @@ fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+
+    #[derive(clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(arguments: &str) -> Result<Args, clap::Error> {
+        let given = format!("wharf --interface eth0 --services s.yaml {arguments}");
+        Command::try_parse_from(given.split_whitespace()).map(|command| command.args)
+    }
+
+    #[test]
+    fn what_is_not_given_is_what_the_library_takes_by_default() {
+        assert_eq!(parse("").unwrap().settings(), Settings::default());
+        assert_eq!(parse("").unwrap().xdp, XdpMode::Auto);
+    }
+
+    #[test]
+    fn timeouts_are_whole_seconds_within_bounds() {
+        assert_eq!(parse("--timeout-udp 2m").unwrap().settings().timeouts.datagram, Tick::from_seconds(120));
+        assert_eq!(timeout("2h 30m"), Ok(Duration::from_secs(9_000)));
+        for wrong in ["", "60", "0s", "1500ms", "31d", "-1s", "soon"] {
+            assert!(timeout(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn patterns_and_ranges_are_checked() {
+        assert!(parse("--pod-interface veth* --pod-interface lxc[0-9]*").is_ok());
+        assert!(parse("--pod-interface veth[").is_err());
+        assert_eq!(parse("--nodeport-addresses primary").unwrap().nodeport_addresses, Some(NodePorts::Primary));
+        let ranges = parse("--nodeport-addresses 10.0.0.0/8,fd00::/8").unwrap().nodeport_addresses;
+        assert!(matches!(ranges, Some(NodePorts::In(ranges)) if ranges.len() == 2));
+        for wrong in ["10.0.0.1", "primary,10.0.0.0/8", "10.0.0.0/33", ","] {
+            assert!(parse(&format!("--nodeport-addresses {wrong}")).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn port_ranges_have_a_beginning_and_an_end() {

@@ -35,7 +35,8 @@ fn text(services: &[ServiceReport]) -> String {
     table(
         header,
         services.iter().map(|service| {
-            let frontends: Vec<_> = service.frontends.iter().map(ToString::to_string).collect();
+            let mut frontends: Vec<_> = service.frontends.iter().map(|frontend| frontend.address.to_string()).collect();
+            frontends.extend(service.node_port.map(|port| format!("*:{port}")));
             [
                 service.name.clone(),
                 service.port.clone(),

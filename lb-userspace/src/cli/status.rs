@@ -5,7 +5,7 @@ use std::{net::IpAddr, process::ExitCode};
 use anyhow::bail;
 
 use super::{Asking, table::table};
-use crate::admin::report::{InterfaceReport, Request, Response, StatusReport};
+use crate::admin::report::{CollectorReport, InterfaceReport, Request, Response, StatusReport};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -15,7 +15,7 @@ pub(super) struct Args {
 
 pub(super) fn run(Args { asking }: &Args) -> anyhow::Result<ExitCode> {
     let Response::Status(status) = asking.ask(Request::Status)? else { bail!("not an answer about the status") };
-    asking.print(&status, text)?;
+    asking.print(&*status, text)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -25,15 +25,15 @@ fn text(status: &StatusReport) -> String {
         let addresses: Vec<_> = addresses.into_iter().flatten().map(|address| address.to_string()).collect();
         if addresses.is_empty() { "none".to_owned() } else { addresses.join(", ") }
     };
-    let interfaces = status.interfaces.iter().map(|i| [i.name.clone(), i.xdp.clone(), sources(i)]);
+    let interfaces = status.interfaces.iter().map(|i| [i.name.clone(), i.xdp.clone(), i.tc.clone(), sources(i)]);
     let tables = status.tables.iter();
     let tables = tables.map(|t| [t.name.clone(), t.used.to_string(), t.size.to_string(), percent(t.used, t.size)]);
     let counters = status.counters.iter().filter(|counter| counter.packets > 0);
     let counters = counters.map(|c| [c.action.clone(), c.name.clone(), c.packets.to_string(), c.bytes.to_string()]);
     [
         head(status),
-        table(["INTERFACE", "XDP", "SOURCE ADDRESSES"], interfaces),
-        table(["TABLE", "USED", "SIZE", "FULL"], tables),
+        table(["INTERFACE", "XDP", "TC", "SOURCE ADDRESSES"], interfaces) + &remarks(status),
+        table(["TABLE", "USED", "SIZE", "FULL"], tables) + &collector(status),
         table(["ACTION", "REASON", "PACKETS", "BYTES"], counters),
     ]
     .join("\n")
@@ -52,6 +52,24 @@ fn head(status: &StatusReport) -> String {
          services: {file}, applied {applied} ago\n\
          {error}"
     )
+}
+
+/// What there is to say about interfaces beyond the table.
+fn remarks(status: &StatusReport) -> String {
+    let why = status.interfaces.iter().filter_map(|i| Some(format!("{}: {}\n", i.name, i.why.as_ref()?)));
+    let pods = &status.pod_interfaces;
+    let refused =
+        if pods.refused > 0 { format!(", {} could not be (see the log)", pods.refused) } else { String::new() };
+    let pods = (!pods.patterns.is_empty())
+        .then(|| format!("pods ({}): {} attached{refused}\n", pods.patterns.join(", "), pods.attached));
+    why.chain(pods).collect()
+}
+
+fn collector(status: &StatusReport) -> String {
+    status.collector.as_ref().map_or(String::new(), |collector| {
+        let CollectorReport { passes, removed, entries, milliseconds } = collector;
+        format!("garbage collection: {removed} flows removed in {passes} passes; the last took {milliseconds} ms for {entries} entries\n")
+    })
 }
 
 /// The two largest units: "5s", "2h 3m".

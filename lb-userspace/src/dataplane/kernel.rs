@@ -1,43 +1,78 @@
 //! The loaded programs and their maps.
 
+mod attach;
+mod flows;
+mod programs;
+
 use std::{
     collections::BTreeMap,
     fmt,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
+    time::Duration,
 };
 
 use aya::{
-    Ebpf, EbpfLoader, TestRunOptions,
-    maps::{HashMap, Map, MapData, MapError, PerCpuArray},
-    programs::{
-        ProgramError, TestRun as _, Xdp, XdpMode as AyaMode,
-        links::{FdLink, Link as _},
+    Ebpf, EbpfLoader,
+    maps::{
+        HashMap, Map, MapData, MapError, PerCpuArray, ProgramArray,
+        lpm_trie::{Key, LpmTrie},
     },
+    programs::ProgramFd,
 };
-use aya_obj::programs::XdpAttachType;
+use ipnet::IpNet;
 use lb_common::{
-    abi::{Backend, Counter, InterfaceAddresses, Service, ServiceKey, Slot},
-    net::{Address, Ipv4Be, Ipv6Be, Port},
+    abi::{self, Backend, Counter, Flow, FlowKey, InterfaceAddresses, Service, ServiceKey, Slot, SourceKey, VipKey},
+    flow::{Tick, Timeouts},
+    net::{self, Address, Ipv4Be, Ipv6Be, Port},
     verdict::{COUNTERS, CounterInfo},
 };
 
-use super::{Dataplane, DataplaneError, Sizes, grace, region::Region};
+use self::attach::Attachments;
+pub use self::{
+    attach::{Attachment, TcMode, XdpMode},
+    programs::{Hook, Runner, TestRun},
+};
+use super::{
+    Dataplane, DataplaneError, Sizes,
+    collect::{Collector, Progress},
+    grace,
+    region::Region,
+};
 use crate::model::Frontend;
 
 /// The programs and maps, as compiled by the build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/wharf-datapath"));
 
-/// The name of the XDP program in the object.
-const PROGRAM: &str = "wharf_xdp";
+/// The key in `ADDRESSES` of the addresses to take where an interface has none: no interface has this number.
+pub const ANYWHERE: u32 = 0;
 
-/// How an XDP program sits on an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum XdpMode {
-    /// In the driver, before the kernel makes anything of a packet.
-    Native,
-    /// Behind the driver, on any interface; slower, for tests and for drivers without XDP.
-    Generic,
+/// What the programs are told when they are loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The source ports that a flow may take whose own is taken.
+    pub snat_ports: RangeInclusive<u16>,
+    /// How long a flow lives without a packet.
+    pub timeouts: Timeouts,
+    /// Whether echo requests to a service's own address are answered.
+    pub answer_ping: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let ticks = Tick::from_seconds;
+        Self {
+            // Below what the host's own connections take, unless `net.ipv4.ip_local_port_range` says otherwise.
+            snat_ports: 1024..=32767,
+            timeouts: Timeouts {
+                opening: ticks(60),
+                established: ticks(8_000),
+                closing: ticks(10),
+                datagram: ticks(60),
+            },
+            answer_ping: false,
+        }
+    }
 }
 
 /// The addresses of one interface, as packets to backends leave with them.
@@ -47,7 +82,7 @@ pub struct Addresses {
     pub v4: Option<Ipv4Addr>,
     /// IPv6.
     pub v6: Option<Ipv6Addr>,
-    /// Whether the program is to be on this interface itself, and not on the device below it.
+    /// Whether the programs are on this interface itself, and may send by it.
     pub is_attached: bool,
 }
 
@@ -62,23 +97,16 @@ pub struct Count {
     pub bytes: u64,
 }
 
-/// What became of a packet in a test run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TestRun {
-    /// The XDP action.
-    pub action: u32,
-    /// The packet afterwards.
-    pub packet: Vec<u8>,
-}
-
-/// Runs the loaded program on single packets (`BPF_PROG_TEST_RUN`).
-#[derive(Debug)]
-pub struct Runner(Xdp);
+/// A table of flows.
+pub type FlowMap<A> = HashMap<MapData, FlowKey<A>, Flow<A>>;
 
 /// The kernel's side of Wharf. When it is dropped, the programs are detached and the maps are gone.
 pub struct Kernel {
-    services4: HashMap<MapData, ServiceKey<Ipv4Be>, u32>,
-    services6: HashMap<MapData, ServiceKey<Ipv6Be>, u32>,
+    services4: HashMap<MapData, ServiceKey<Ipv4Be>, abi::Frontend>,
+    services6: HashMap<MapData, ServiceKey<Ipv6Be>, abi::Frontend>,
+    vips4: HashMap<MapData, VipKey<Ipv4Be>, u32>,
+    vips6: HashMap<MapData, VipKey<Ipv6Be>, u32>,
+    sources: LpmTrie<MapData, SourceKey, u32>,
     services: Region<Service>,
     table: Region<Slot>,
     backends: Region<Backend>,
@@ -86,31 +114,48 @@ pub struct Kernel {
     addresses: HashMap<MapData, u32, InterfaceAddresses>,
     known_addresses: BTreeMap<u32, Addresses>,
     counters: PerCpuArray<MapData, Counter>,
-    /// By the interface's name; with its number.
-    links: BTreeMap<String, (u32, FdLink)>,
+    flows4: FlowMap<Ipv4Be>,
+    flows6: FlowMap<Ipv6Be>,
+    attachments: Attachments,
     // Holds the programs, and the maps that only they use.
     object: Ebpf,
+    _stages: Vec<ProgramArray<MapData>>,
 }
 
 impl Kernel {
     /// Loads the object with tables of these sizes; attaches nothing yet.
-    pub fn load(sizes: &Sizes, snat_ports: &RangeInclusive<u16>) -> Result<Self, DataplaneError> {
+    pub fn load(sizes: &Sizes, settings: &Settings) -> Result<Self, DataplaneError> {
+        let answer_ping = u32::from(settings.answer_ping);
         let mut object = EbpfLoader::new()
-            .override_global("SNAT_FIRST", snat_ports.start(), true)
-            .override_global("SNAT_LAST", snat_ports.end(), true)
+            .override_global("SNAT_FIRST", settings.snat_ports.start(), true)
+            .override_global("SNAT_LAST", settings.snat_ports.end(), true)
+            .override_global("TIMEOUT_OPENING", &settings.timeouts.opening, true)
+            .override_global("TIMEOUT_ESTABLISHED", &settings.timeouts.established, true)
+            .override_global("TIMEOUT_CLOSING", &settings.timeouts.closing, true)
+            .override_global("TIMEOUT_DATAGRAM", &settings.timeouts.datagram, true)
+            .override_global("ANSWER_PING", &answer_ping, true)
             .map_max_entries("SERVICES4", sizes.frontends())
             .map_max_entries("SERVICES6", sizes.frontends())
+            .map_max_entries("VIPS4", sizes.vips())
+            .map_max_entries("VIPS6", sizes.vips())
+            .map_max_entries("SOURCES", sizes.source_ranges)
             .map_max_entries("SERVICE", sizes.services)
             .map_max_entries("TABLE", sizes.slots)
             .map_max_entries("BACKENDS", sizes.backends)
             .map_max_entries("FLOWS4", sizes.flow_entries())
             .map_max_entries("FLOWS6", sizes.flow_entries())
+            .map_max_entries("PENDING4", sizes.pending_entries())
+            .map_max_entries("PENDING6", sizes.pending_entries())
+            .map_max_entries("AFFINITY", sizes.affinity_clients)
             .load(OBJECT)
             .map_err(|error| DataplaneError::Load(Box::new(error)))?;
-        xdp(&mut object)?.load().map_err(program_error)?;
+        let stages = programs::load(&mut object)?;
         let kernel = Self {
             services4: map(&mut object, "SERVICES4")?,
             services6: map(&mut object, "SERVICES6")?,
+            vips4: map(&mut object, "VIPS4")?,
+            vips6: map(&mut object, "VIPS6")?,
+            sources: map(&mut object, "SOURCES")?,
             services: region(&mut object, "SERVICE", sizes.services)?,
             table: region(&mut object, "TABLE", sizes.slots)?,
             backends: region(&mut object, "BACKENDS", sizes.backends)?,
@@ -118,44 +163,64 @@ impl Kernel {
             addresses: map(&mut object, "ADDRESSES")?,
             known_addresses: BTreeMap::new(),
             counters: map(&mut object, "COUNTERS")?,
-            links: BTreeMap::new(),
+            flows4: map(&mut object, "FLOWS4")?,
+            flows6: map(&mut object, "FLOWS6")?,
+            attachments: Attachments::default(),
             object,
+            _stages: stages,
         };
         kernel.begin_epoch();
         Ok(kernel)
     }
 
-    /// Attaches to an interface of this network namespace. One of the same name that was attached to before is gone.
-    pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<(), DataplaneError> {
-        let failed = |error| DataplaneError::Attach {
-            interface: interface.to_owned(),
-            mode: mode.name(),
-            source: Box::new(error),
-        };
-        let program = xdp(&mut self.object)?;
-        let index = nix::net::if_::if_nametoindex(interface)
-            .map_err(|_| DataplaneError::NoInterface { interface: interface.to_owned() })?;
-        let id = program.attach_to_if_index(index, mode.into()).map_err(failed)?;
-        let link = program.take_link(id).map_err(failed)?;
-        // aya falls back to netlink on old kernels; such a link would outlive the agent's death.
-        let link = FdLink::try_from(link).map_err(|_| DataplaneError::NoLink { interface: interface.to_owned() })?;
-        self.links.insert(interface.to_owned(), (index, link));
-        Ok(())
+    /// Attaches to an uplink of this network namespace. One of the same name that was attached to before is gone.
+    pub fn attach_uplink(&mut self, interface: &str, mode: XdpMode) -> Result<&Attachment, DataplaneError> {
+        self.attachments.uplink(&mut self.object, interface, mode)
     }
 
-    /// The number of the interface of this name that the program is on, if it is still there.
-    pub fn attached_to(&self, interface: &str) -> Option<u32> {
-        let (index, _) = self.links.get(interface)?;
-        (nix::net::if_::if_nametoindex(interface).ok() == Some(*index)).then_some(*index)
+    /// Whether what the programs send by an uplink leaves by it. XDP sends only by devices of which the driver does XDP, and
+    /// most have to have a program for that; tc sends by all.
+    pub fn sends_by(&self, index: u32) -> bool {
+        let uplinks = &self.attachments.uplinks;
+        let has_xdp = |it: &Attachment| it.xdp() != XdpMode::Off;
+        uplinks.values().any(|it| it.index() == index && (has_xdp(it) || !uplinks.values().any(has_xdp)))
     }
 
-    /// Detaches from every interface; the programs stay loaded.
-    pub fn detach(&mut self) {
-        for (interface, (_, link)) in std::mem::take(&mut self.links) {
-            if let Err(error) = link.detach() {
-                tracing::warn!(%error, "cannot detach from {interface}; closing the link does it");
-            }
-        }
+    /// Attaches to a pod-facing device of this network namespace.
+    pub fn attach_pod(&mut self, interface: &str) -> Result<(), DataplaneError> {
+        self.attachments.pod(&mut self.object, interface)
+    }
+
+    /// Detaches from the pod-facing devices that don't stay, by their numbers.
+    pub fn retain_pods(&mut self, stays: impl Fn(u32) -> bool) {
+        self.attachments.pods.retain(|&index, _| stays(index));
+    }
+
+    /// How the programs sit on an uplink, if it is still there.
+    pub fn attached_to(&self, interface: &str) -> Option<&Attachment> {
+        let attachment = self.attachments.uplinks.get(interface)?;
+        (nix::net::if_::if_nametoindex(interface).ok() == Some(attachment.index())).then_some(attachment)
+    }
+
+    /// Whether the programs are on a pod-facing device, by its number.
+    pub fn is_attached_to_pod(&self, index: u32) -> bool {
+        self.attachments.pods.contains_key(&index)
+    }
+
+    /// On how many pod-facing devices the programs are.
+    pub fn attached_pods(&self) -> usize {
+        self.attachments.pods.len()
+    }
+
+    /// Attaches by clsact from now on, as on kernels that have no tcx.
+    pub fn forgo_tcx(&mut self) {
+        self.attachments.forgo_tcx();
+    }
+
+    /// Detaches from every interface; the programs stay loaded. Gives the numbers of the interfaces whose clsact qdisc was
+    /// made here, and is of no use now if nobody else has filters there.
+    pub fn detach(&mut self) -> Vec<u32> {
+        self.attachments.clear()
     }
 
     /// Makes every next hop that a flow remembers be asked for again.
@@ -192,8 +257,13 @@ impl Kernel {
 
     /// The addresses that packets leave an interface with; none if there is no such interface.
     pub fn addresses_of(&self, interface: &str) -> Addresses {
-        let index = nix::net::if_::if_nametoindex(interface).unwrap_or(0);
-        self.known_addresses.get(&index).copied().unwrap_or_default()
+        let index = nix::net::if_::if_nametoindex(interface).ok();
+        index.and_then(|index| self.known_addresses.get(&index)).copied().unwrap_or_default()
+    }
+
+    /// The addresses to take where an interface has none: this node's own.
+    pub fn default_addresses(&self) -> Addresses {
+        self.known_addresses.get(&ANYWHERE).copied().unwrap_or_default()
     }
 
     /// Every packet counter, summed over the CPUs.
@@ -214,41 +284,34 @@ impl Kernel {
             .collect()
     }
 
-    /// The loaded program, to be run on packets, also from another thread while the tables change.
-    pub fn runner(&mut self) -> Result<Runner, DataplaneError> {
-        let info = xdp(&mut self.object)?.info().map_err(program_error)?;
-        let program = Xdp::from_program_info(info, PROGRAM.into(), XdpAttachType::Interface);
-        program.map(Runner).map_err(program_error)
+    /// Goes on with a garbage collection, for about as long as said and at least one step.
+    pub fn collect(&mut self, collector: &mut Collector, budget: Duration) -> Result<Progress, DataplaneError> {
+        collector.step(&mut self.flows4, &mut self.flows6, &self.backends, flows::now(), budget)
     }
 
-    /// How many instructions the verifier went through for the program; `None` on kernels that don't say.
-    pub fn verified_instructions(&mut self) -> Result<Option<u32>, DataplaneError> {
-        Ok(xdp(&mut self.object)?.info().map_err(program_error)?.verified_instruction_count())
+    /// The tables of established flows, of IPv4 and of IPv6, for tests and measurements.
+    pub fn flows(&mut self) -> (&mut FlowMap<Ipv4Be>, &mut FlowMap<Ipv6Be>) {
+        (&mut self.flows4, &mut self.flows6)
     }
 
-    /// The loaded XDP program, for the bench to call.
-    pub fn program(&mut self) -> Result<&mut Xdp, DataplaneError> {
-        xdp(&mut self.object)
+    /// A map that only the programs use, for tests and measurements. The first call takes it, the next one finds nothing.
+    pub fn take_map(&mut self, name: &str) -> Option<Map> {
+        self.object.take_map(name)
     }
-}
 
-impl Runner {
-    /// Runs the program on a packet, as if it came in by an interface of this network namespace.
-    /// Flows and counters change as they would; nothing is sent.
-    pub fn run(&mut self, packet: &[u8], ingress: u32) -> Result<TestRun, DataplaneError> {
-        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-        let length = u32::try_from(packet.len()).unwrap_or(u32::MAX);
-        let context: Vec<u8> = [0, length, 0, ingress, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect();
-        let mut out = vec![0; packet.len()];
-        let options = TestRunOptions {
-            data_in: Some(packet),
-            data_out: Some(&mut out),
-            ctx_in: Some(&context),
-            ..TestRunOptions::new()
-        };
-        let result = self.0.test_run(options).map_err(program_error)?;
-        out.truncate(result.data_size_out as usize);
-        Ok(TestRun { action: result.return_value, packet: out })
+    /// The loaded program of a hook, to be run on packets.
+    pub fn runner(&self, hook: Hook) -> Result<Runner, DataplaneError> {
+        Runner::new(&self.object, hook)
+    }
+
+    /// How many instructions the verifier went through for each program; `None` on kernels that don't say.
+    pub fn verified_instructions(&self) -> Result<Vec<(String, Option<u32>)>, DataplaneError> {
+        programs::verified_instructions(&self.object)
+    }
+
+    /// The loaded program of a hook, for the bench to call.
+    pub fn program(&self, hook: Hook) -> Result<&ProgramFd, DataplaneError> {
+        programs::descriptor(&self.object, hook.program())
     }
 }
 
@@ -265,10 +328,10 @@ impl Dataplane for Kernel {
         &self.backends
     }
 
-    fn set_frontend(&mut self, frontend: &Frontend, service: u32) -> Result<(), DataplaneError> {
+    fn set_frontend(&mut self, frontend: &Frontend, value: abi::Frontend) -> Result<(), DataplaneError> {
         match frontend.address {
-            SocketAddr::V4(address) => self.services4.insert(key(frontend, Ipv4Be::from(*address.ip())), service, 0),
-            SocketAddr::V6(address) => self.services6.insert(key(frontend, Ipv6Be::from(*address.ip())), service, 0),
+            SocketAddr::V4(address) => self.services4.insert(key(frontend, Ipv4Be::from(*address.ip())), value, 0),
+            SocketAddr::V6(address) => self.services6.insert(key(frontend, Ipv6Be::from(*address.ip())), value, 0),
         }
         .map_err(|source| DataplaneError::Frontend { frontend: *frontend, source })
     }
@@ -281,33 +344,40 @@ impl Dataplane for Kernel {
         .map_err(|source| DataplaneError::Frontend { frontend: *frontend, source })
     }
 
+    fn set_vip(&mut self, address: IpAddr, flags: u32) -> Result<(), DataplaneError> {
+        match address {
+            IpAddr::V4(v4) => self.vips4.insert(VipKey { address: Ipv4Be::from(v4) }, flags, 0),
+            IpAddr::V6(v6) => self.vips6.insert(VipKey { address: Ipv6Be::from(v6) }, flags, 0),
+        }
+        .map_err(|source| DataplaneError::Vip { address, source })
+    }
+
+    fn remove_vip(&mut self, address: IpAddr) -> Result<(), DataplaneError> {
+        match address {
+            IpAddr::V4(v4) => self.vips4.remove(&VipKey { address: Ipv4Be::from(v4) }),
+            IpAddr::V6(v6) => self.vips6.remove(&VipKey { address: Ipv6Be::from(v6) }),
+        }
+        .map_err(|source| DataplaneError::Vip { address, source })
+    }
+
+    fn add_source(&mut self, service: u32, range: &IpNet) -> Result<(), DataplaneError> {
+        let added = self.sources.insert(&source_key(service, range), 1, 0);
+        added.map_err(|source| DataplaneError::SourceRange { range: *range, source })
+    }
+
+    fn remove_source(&mut self, service: u32, range: &IpNet) -> Result<(), DataplaneError> {
+        let removed = self.sources.remove(&source_key(service, range));
+        removed.map_err(|source| DataplaneError::SourceRange { range: *range, source })
+    }
+
     fn wait_for_readers(&self) -> Result<(), DataplaneError> {
         grace::wait().map_err(DataplaneError::Grace)
     }
 }
 
-impl XdpMode {
-    /// The name in messages and reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::Generic => "generic",
-        }
-    }
-}
-
-impl From<XdpMode> for AyaMode {
-    fn from(mode: XdpMode) -> Self {
-        match mode {
-            XdpMode::Native => Self::Driver,
-            XdpMode::Generic => Self::Skb,
-        }
-    }
-}
-
 impl fmt::Debug for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Kernel").field("links", &self.links.keys()).finish_non_exhaustive()
+        f.debug_struct("Kernel").field("attachments", &self.attachments).finish_non_exhaustive()
     }
 }
 
@@ -315,13 +385,10 @@ fn key<A: Address>(frontend: &Frontend, address: A) -> ServiceKey<A> {
     ServiceKey::new(address, Port::from_host(frontend.address.port()), frontend.protocol.number())
 }
 
-fn xdp(object: &mut Ebpf) -> Result<&mut Xdp, DataplaneError> {
-    let program = object.program_mut(PROGRAM).ok_or(DataplaneError::Program { name: PROGRAM, source: None })?;
-    program.try_into().map_err(program_error)
-}
-
-fn program_error(error: ProgramError) -> DataplaneError {
-    DataplaneError::Program { name: PROGRAM, source: Some(Box::new(error)) }
+/// The whole id has to match, and the address up to the range's prefix length.
+fn source_key(service: u32, range: &IpNet) -> Key<SourceKey> {
+    let length = SourceKey::prefix_length(u32::from(range.prefix_len()));
+    Key::new(length, SourceKey::new(service, net::words(range.network())))
 }
 
 fn map<M: TryFrom<Map, Error = MapError>>(object: &mut Ebpf, name: &'static str) -> Result<M, DataplaneError> {

@@ -1,11 +1,13 @@
 //! A dataplane without a kernel: plain memory, for tests on the host.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use lb_common::abi::{Backend, Service, Slot};
+use ipnet::IpNet;
+use lb_common::abi::{self, Backend, Service, Slot};
 
 use super::{Dataplane, DataplaneError, Sizes, region::Region};
 use crate::model::Frontend;
@@ -16,8 +18,12 @@ pub struct Memory {
     services: Region<Service>,
     table: Region<Slot>,
     backends: Region<Backend>,
-    /// Frontend → service id.
-    pub frontends: BTreeMap<Frontend, u32>,
+    /// Frontend → service id and what holds for it.
+    pub frontends: BTreeMap<Frontend, abi::Frontend>,
+    /// Address → whether it refuses ports that no service takes.
+    pub vips: BTreeMap<IpAddr, u32>,
+    /// Service id and the ranges of clients that it lets in.
+    pub sources: BTreeSet<(u32, IpNet)>,
     grace_periods: AtomicU64,
 }
 
@@ -29,6 +35,8 @@ impl Memory {
             table: Region::anonymous(sizes.slots)?,
             backends: Region::anonymous(sizes.backends)?,
             frontends: BTreeMap::new(),
+            vips: BTreeMap::new(),
+            sources: BTreeSet::new(),
             grace_periods: AtomicU64::new(0),
         })
     }
@@ -52,13 +60,33 @@ impl Dataplane for Memory {
         &self.backends
     }
 
-    fn set_frontend(&mut self, frontend: &Frontend, service: u32) -> Result<(), DataplaneError> {
-        self.frontends.insert(*frontend, service);
+    fn set_frontend(&mut self, frontend: &Frontend, value: abi::Frontend) -> Result<(), DataplaneError> {
+        self.frontends.insert(*frontend, value);
         Ok(())
     }
 
     fn remove_frontend(&mut self, frontend: &Frontend) -> Result<(), DataplaneError> {
         self.frontends.remove(frontend);
+        Ok(())
+    }
+
+    fn set_vip(&mut self, address: IpAddr, flags: u32) -> Result<(), DataplaneError> {
+        self.vips.insert(address, flags);
+        Ok(())
+    }
+
+    fn remove_vip(&mut self, address: IpAddr) -> Result<(), DataplaneError> {
+        self.vips.remove(&address);
+        Ok(())
+    }
+
+    fn add_source(&mut self, service: u32, range: &IpNet) -> Result<(), DataplaneError> {
+        self.sources.insert((service, *range));
+        Ok(())
+    }
+
+    fn remove_source(&mut self, service: u32, range: &IpNet) -> Result<(), DataplaneError> {
+        self.sources.remove(&(service, *range));
         Ok(())
     }
 

@@ -61,10 +61,24 @@ impl<T: aya::Pod> Region<T> {
     ///
     /// Beyond the end, or if the 8 bytes are not aligned.
     pub fn publish(&self, index: u32, offset: usize, word: u64) {
+        self.word(index, offset).store(word, Ordering::Release);
+    }
+
+    /// Adds to the 8 bytes at `offset` of an element, to which others add at the same time; never below zero.
+    ///
+    /// # Panics
+    ///
+    /// Beyond the end, or if the 8 bytes are not aligned.
+    pub fn add(&self, index: u32, offset: usize, difference: i64) {
+        let add = |word: u64| Some(word.saturating_add_signed(difference));
+        // It always has something to add.
+        let _before = self.word(index, offset).fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+    }
+
+    fn word(&self, index: u32, offset: usize) -> &AtomicU64 {
         assert!(offset.is_multiple_of(8) && offset + 8 <= Self::STRIDE, "not a word of the element");
-        // SAFETY: In bounds and aligned, as just checked.
-        let target = unsafe { AtomicU64::from_ptr(self.element(index).byte_add(offset).cast()) };
-        target.store(word, Ordering::Release);
+        // SAFETY: In bounds and aligned, as just checked; the memory lives as long as `self`.
+        unsafe { AtomicU64::from_ptr(self.element(index).byte_add(offset).cast()) }
     }
 
     fn element(&self, index: u32) -> *mut T {

@@ -2,22 +2,27 @@
 //!
 //! A change is prepared where nobody looks, then published service by service with one 8-byte store each.
 //! What it replaces rests until no packet in flight can hold it: [`Tables::reclaim`].
+//!
+//! A flow remembers id and generation of its backend, and is over, or chooses anew, once they no longer match. The
+//! generation is raised as soon as no table word leads to the backend any more, so UDP flows leave it with their next
+//! packet; and once more when its id is freed, as a packet that was in flight may have opened a flow in between. A
+//! change of weight, conditions or policy raises nothing.
 
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    mem::offset_of,
-    net::SocketAddr,
+    collections::{BTreeSet, HashMap},
+    mem::{self, offset_of},
+    net::{IpAddr, SocketAddr},
     ops::Range,
     sync::Arc,
 };
 
 use lb_common::{
-    abi::{Backend, FlowKey, Service, Slot, TableRange},
+    abi::{self, Backend, FlowKey, Service, Slot, TableRange},
     net::{self, Address, Port},
-    select::slot_index,
+    select::{prefers_second, slot_index},
 };
 use range_alloc::RangeAllocator;
 
@@ -26,8 +31,9 @@ use super::{
     slots::{self, Candidate},
 };
 use crate::{
-    model::{self, Algorithm, Desired, ServiceName, Weight},
+    model::{Algorithm, Frontend, ServiceName, TrafficPolicy},
     plan::{Op, plan},
+    policy::{self, Decided, Serving},
 };
 
 /// The maps, with the knowledge of what in them is whose.
@@ -35,7 +41,7 @@ use crate::{
 pub struct Tables<D> {
     dataplane: D,
     sizes: Sizes,
-    applied: Arc<Desired>,
+    applied: Arc<Decided>,
     entries: HashMap<ServiceName, Entry>,
     service_ids: IdPool,
     backend_ids: IdPool,
@@ -48,9 +54,13 @@ pub struct Tables<D> {
 #[derive(Clone, Debug)]
 struct Entry {
     id: u32,
-    algorithm: Algorithm,
-    range: Range<u32>,
-    backends: BTreeMap<SocketAddr, Member>,
+    serving: Arc<Serving>,
+    /// The ids of its backends, in their order.
+    ids: Vec<u32>,
+    /// The slots of policy Cluster.
+    cluster: Range<u32>,
+    /// The slots of policy Local.
+    local: Range<u32>,
 }
 
 /// A backend of a service.
@@ -58,8 +68,8 @@ struct Entry {
 pub struct Member {
     /// Its id.
     pub id: u32,
-    /// Its share of new flows.
-    pub weight: Weight,
+    /// What was decided of it.
+    pub backend: policy::Backend,
 }
 
 /// What was unpublished, and may still be held by a packet in flight.
@@ -97,39 +107,35 @@ impl<D: Dataplane> Tables<D> {
         }
     }
 
-    /// Makes the maps say what is desired. Returns how many changes that took.
+    /// Makes the maps say what is wanted. Returns how many changes that took.
     ///
     /// # Errors
     ///
     /// [`DataplaneError::Full`] if it does not fit, and then nothing has changed. After any other error what was
     /// done stays, each service whole, and the next call goes on from there.
-    pub fn apply(&mut self, desired: &Arc<Desired>) -> Result<usize, DataplaneError> {
+    pub fn apply(&mut self, wanted: &Arc<Decided>) -> Result<usize, DataplaneError> {
         let applied = Arc::clone(&self.applied);
-        let ops = plan(desired, &applied);
-        let prepared = self.prepare(desired, &ops)?;
+        let ops = plan(wanted, &applied);
+        let prepared = self.prepare(wanted, &ops)?;
         self.publish(&ops, prepared)?;
-        self.applied = Arc::clone(desired);
+        self.applied = Arc::clone(wanted);
         Ok(ops.len())
     }
 
     /// Waits until no packet in flight can hold what was unpublished, and makes it free. Does nothing where nothing rests.
-    /// UDP flows of backends that are gone end with this.
     pub fn reclaim(&mut self) -> Result<(), DataplaneError> {
         if self.resting.is_empty() {
             return Ok(());
         }
         self.dataplane.wait_for_readers()?;
-        for resting in self.resting.drain(..) {
+        for resting in mem::take(&mut self.resting) {
             match resting {
                 Resting::Service(id) => self.service_ids.free(id),
-                Resting::Slots(range) => {
-                    self.used_slots -= u64::from(range.end - range.start);
-                    self.ranges.free_range(range);
-                }
+                Resting::Slots(range) => self.free_slots(range),
                 Resting::Backend(id) => {
-                    let mut backend = self.dataplane.backends().get(id);
-                    backend.generation = backend.generation.wrapping_add(1);
-                    self.dataplane.backends().set(id, backend);
+                    // A packet that had read the slot before the backend left may have read the entry after, and made
+                    // a flow of that generation: it must not pass for one of the backend that has the id next.
+                    retire(&self.dataplane, id);
                     self.backend_ids.free(id);
                 }
             }
@@ -138,7 +144,7 @@ impl<D: Dataplane> Tables<D> {
     }
 
     /// What the maps say now.
-    pub fn applied(&self) -> &Arc<Desired> {
+    pub fn applied(&self) -> &Arc<Decided> {
         &self.applied
     }
 
@@ -152,51 +158,61 @@ impl<D: Dataplane> Tables<D> {
         &mut self.dataplane
     }
 
-    /// How full each table is.
-    pub fn usage(&self) -> [Usage; 4] {
-        let sizes = &self.sizes;
+    /// How full each table is; of two that are alike but for the IP family, the fuller one.
+    pub fn usage(&self) -> [Usage; 6] {
+        let Self { sizes, applied, .. } = self;
         let usage = |table, used, size| Usage { table, used, size: u64::from(size) };
+        let frontends = fuller(applied.frontends.keys().map(|frontend| frontend.address.is_ipv4()));
+        let vips = fuller(applied.vips.keys().map(IpAddr::is_ipv4));
         [
             usage("services", self.service_ids.used(), sizes.services),
-            usage("frontends", self.applied.frontends().len() as u64, sizes.frontends()),
+            usage("frontends", frontends, sizes.frontends()),
+            usage("addresses", vips, sizes.vips()),
+            usage("source ranges", applied.sources.len() as u64, sizes.source_ranges),
             usage("backends", self.backend_ids.used(), sizes.backends),
             usage("slots", self.used_slots, sizes.slots),
         ]
     }
 
-    /// The backend that the kernel's choice falls on for a new flow with this tuple, of the service that is called so:
-    /// the same function over the same memory. `random` and `next` are drawn from as the algorithm needs it.
+    /// The backend that the kernel's choice falls on for a new flow with this tuple, of the service that is called so,
+    /// among those of a policy: the same functions over the same memory. `random` and `next` are drawn from as the
+    /// algorithm needs it.
     pub fn choose<A: Address>(
         &self,
         name: &ServiceName,
+        policy: TrafficPolicy,
         key: &FlowKey<A>,
-        random: impl FnOnce() -> u32,
+        mut random: impl FnMut() -> u32,
         next: impl FnOnce() -> u32,
     ) -> Option<Backend> {
         let service = self.dataplane.services().get(self.entries.get(name)?.id);
-        let range = TableRange::from_word(service.table);
+        let range = TableRange::from_word(match policy {
+            TrafficPolicy::Cluster => service.cluster,
+            TrafficPolicy::Local => service.local,
+        });
         if range.length == 0 {
             return None;
         }
         let algorithm = Algorithm::from_raw(service.algorithm);
-        let index = slot_index(algorithm, range.length, key, random, next);
-        let slot = self.dataplane.table().get(range.base + index);
-        Some(self.dataplane.backends().get(slot.backend))
+        let backend_at = |index| self.dataplane.backends().get(self.dataplane.table().get(range.base + index).backend);
+        let first = backend_at(slot_index(algorithm, range.length, key, &mut random, next));
+        if algorithm != Algorithm::LeastConnections {
+            return Some(first);
+        }
+        let second = backend_at(slot_index(algorithm, range.length, key, &mut random, || 0));
+        let is_second = prefers_second((first.active, first.weight), (second.active, second.weight));
+        Some(if is_second { second } else { first })
     }
 
-    /// The backends of a service, with what only the kernel knows of each: how many flows were opened to it.
-    pub fn members(&self, name: &ServiceName) -> impl Iterator<Item = (SocketAddr, Member, u64)> {
-        self.entries.get(name).into_iter().flat_map(|entry| {
-            entry
-                .backends
-                .iter()
-                .map(|(&address, &member)| (address, member, self.dataplane.backends().get(member.id).flows))
-        })
+    /// The backends of a service, each with its entry in the kernel, where what only the kernel knows of it is counted.
+    pub fn members(&self, name: &ServiceName) -> impl Iterator<Item = (SocketAddr, Member, Backend)> {
+        let members = self.entries.get(name).into_iter().flat_map(Entry::members);
+        members.map(|(address, member)| (address, member, self.dataplane.backends().get(member.id)))
     }
 
     /// Writes everything new where nobody looks yet; gives it back whole if something doesn't fit.
-    fn prepare(&mut self, desired: &Desired, ops: &[Op<'_>]) -> Result<Vec<Entry>, DataplaneError> {
-        self.check_frontends(desired)?;
+    fn prepare(&mut self, wanted: &Decided, ops: &[Op<'_>]) -> Result<Vec<Entry>, DataplaneError> {
+        self.check_room(wanted)?;
         match self.prepare_entries(ops) {
             // What rests may be all that is missing.
             Err(DataplaneError::Full { .. }) if !self.resting.is_empty() => {
@@ -207,34 +223,28 @@ impl<D: Dataplane> Tables<D> {
         }
     }
 
-    /// Frontends are added before others are removed, so both have to fit for a moment.
-    fn check_frontends(&self, desired: &Desired) -> Result<(), DataplaneError> {
+    /// Whether what the kernel keeps in maps of its own fits.
+    fn check_room(&self, wanted: &Decided) -> Result<(), DataplaneError> {
+        let Self { sizes, applied, .. } = self;
         for is_v4 in [true, false] {
-            let of_family = |state: &Desired| {
-                state.frontends().keys().filter(|frontend| frontend.address.is_ipv4() == is_v4).count() as u64
-            };
-            let needed = of_family(desired) + of_family(&self.applied);
-            let size = u64::from(self.sizes.frontends());
-            // The union is at most the sum; count it only if the sum could be too much.
-            if needed > size {
-                let union = desired.frontends().keys().chain(self.applied.frontends().keys());
-                let union: std::collections::BTreeSet<_> =
-                    union.filter(|frontend| frontend.address.is_ipv4() == is_v4).collect();
-                let needed = union.len() as u64;
-                if needed > size {
-                    return Err(DataplaneError::Full { table: "frontends", needed, size, flag: "--max-services" });
-                }
-            }
+            let of_family = |frontend: &&Frontend| frontend.address.is_ipv4() == is_v4;
+            let frontends = wanted.frontends.keys().filter(of_family);
+            let present = applied.frontends.keys().filter(of_family);
+            check_union(frontends, present, "frontends", sizes.frontends(), "--max-services")?;
+            let of_family = |address: &&IpAddr| address.is_ipv4() == is_v4;
+            let (vips, present) = (wanted.vips.keys().filter(of_family), applied.vips.keys().filter(of_family));
+            check_union(vips, present, "addresses", sizes.vips(), "--max-services")?;
         }
-        Ok(())
+        let (sources, present) = (wanted.sources.iter(), applied.sources.iter());
+        check_union(sources, present, "source ranges", sizes.source_ranges, "--max-source-ranges")
     }
 
     fn prepare_entries(&mut self, ops: &[Op<'_>]) -> Result<Vec<Entry>, DataplaneError> {
         let mut prepared = Vec::new();
         for op in ops {
-            let Op::SetService { name, service } = op else { continue };
-            match self.prepare_entry(name, service) {
-                Ok(entry) => prepared.push((*name, entry)),
+            let Op::SetService { name, serving } = *op else { continue };
+            match self.prepare_entry(name, serving) {
+                Ok(entry) => prepared.push((name, entry)),
                 Err(error) => {
                     for (name, entry) in prepared {
                         self.give_back(name, entry);
@@ -246,12 +256,14 @@ impl<D: Dataplane> Tables<D> {
         Ok(prepared.into_iter().map(|(_, entry)| entry).collect())
     }
 
-    fn prepare_entry(&mut self, name: &ServiceName, service: &model::Service) -> Result<Entry, DataplaneError> {
-        let present = self.entries.get(name);
-        let present_id = present.map(|entry| entry.id);
-        let kept: BTreeMap<SocketAddr, Member> = present.map(|entry| entry.backends.clone()).unwrap_or_default();
-        let mut entry = Entry { id: u32::MAX, algorithm: service.algorithm, range: 0..0, backends: BTreeMap::new() };
-        match self.fill_entry(&mut entry, present_id, &kept, service) {
+    fn prepare_entry(&mut self, name: &ServiceName, serving: &Arc<Serving>) -> Result<Entry, DataplaneError> {
+        let ids = Vec::with_capacity(serving.backends.len());
+        let mut entry = Entry { id: u32::MAX, serving: Arc::clone(serving), ids, cluster: 0..0, local: 0..0 };
+        // Taken out for the moment, so that ids can be taken meanwhile.
+        let present = self.entries.remove(name);
+        let filled = self.fill_entry(&mut entry, present.as_ref());
+        self.entries.extend(present.map(|present| (name.clone(), present)));
+        match filled {
             Ok(()) => Ok(entry),
             Err(error) => {
                 self.give_back(name, entry);
@@ -260,51 +272,54 @@ impl<D: Dataplane> Tables<D> {
         }
     }
 
-    fn fill_entry(
-        &mut self,
-        entry: &mut Entry,
-        present_id: Option<u32>,
-        kept: &BTreeMap<SocketAddr, Member>,
-        service: &model::Service,
-    ) -> Result<(), DataplaneError> {
-        entry.id = match present_id {
-            Some(id) => id,
+    fn fill_entry(&mut self, entry: &mut Entry, present: Option<&Entry>) -> Result<(), DataplaneError> {
+        entry.id = match present {
+            Some(present) => present.id,
             None => self.service_ids.take().ok_or(self.full("services"))?,
         };
-        for (&address, &weight) in &service.backends {
-            let id = match kept.get(&address) {
+        for &(address, backend) in &entry.serving.backends {
+            let id = match present.and_then(|present| present.member(&address)) {
                 Some(member) => member.id,
-                None => self.new_backend(address)?,
+                None => self.new_backend(address, backend)?,
             };
-            entry.backends.insert(address, Member { id, weight });
+            entry.ids.push(id);
         }
-        let candidates: Vec<_> = entry
-            .backends
-            .iter()
-            .filter(|(_, member)| member.weight.get() > 0)
-            .map(|(&address, member)| Candidate { id: member.id, address, weight: member.weight.get() })
-            .collect();
-        let slots = slots::build(service.algorithm, &candidates);
-        if !slots.is_empty() {
-            let length = u32::try_from(slots.len()).unwrap_or(u32::MAX);
-            entry.range = self.ranges.allocate_range(length).map_err(|_full| self.full("slots"))?;
-            self.used_slots += u64::from(length);
-            for (index, id) in entry.range.clone().zip(slots) {
-                self.dataplane.table().set(index, Slot::new(id));
-            }
-        }
+        entry.cluster = self.fill_slots(entry, |backend| backend.in_cluster)?;
+        entry.local = self.fill_slots(entry, |backend| backend.in_local)?;
         Ok(())
     }
 
-    fn new_backend(&mut self, address: SocketAddr) -> Result<u32, DataplaneError> {
+    /// Lays the backends that take new flows out in a free range.
+    fn fill_slots(
+        &mut self,
+        entry: &Entry,
+        takes_new: fn(&policy::Backend) -> bool,
+    ) -> Result<Range<u32>, DataplaneError> {
+        let slots = slots(&entry.serving, entry.ids.iter().copied(), takes_new);
+        if slots.is_empty() {
+            return Ok(0..0);
+        }
+        let length = u32::try_from(slots.len()).unwrap_or(u32::MAX);
+        let range = self.ranges.allocate_range(length).map_err(|_full| self.full("slots"))?;
+        self.used_slots += u64::from(length);
+        for (index, id) in range.clone().zip(slots) {
+            self.dataplane.table().set(index, Slot::new(id));
+        }
+        Ok(range)
+    }
+
+    fn new_backend(&mut self, address: SocketAddr, backend: policy::Backend) -> Result<u32, DataplaneError> {
         let id = self.backend_ids.take().ok_or(self.full("backends"))?;
         let generation = self.dataplane.backends().get(id).generation;
         let backend = Backend {
             flows: 0,
+            active: 0,
             address: net::words(address.ip()),
             generation,
             port: Port::from_host(address.port()),
-            _pad: 0,
+            flags: flags(backend),
+            weight: backend.weight.get(),
+            _pad: [0; 3],
         };
         self.dataplane.backends().set(id, backend);
         Ok(id)
@@ -313,17 +328,23 @@ impl<D: Dataplane> Tables<D> {
     /// Frees what was prepared and never published.
     fn give_back(&mut self, name: &ServiceName, entry: Entry) {
         let present = self.entries.get(name);
-        for (address, member) in entry.backends {
-            if present.is_none_or(|present| !present.backends.contains_key(&address)) {
+        for (address, member) in entry.members() {
+            if present.is_none_or(|present| present.member(&address).is_none()) {
                 self.backend_ids.free(member.id);
             }
         }
         if present.is_none() && entry.id != u32::MAX {
             self.service_ids.free(entry.id);
         }
-        if !entry.range.is_empty() {
-            self.used_slots -= u64::from(entry.range.end - entry.range.start);
-            self.ranges.free_range(entry.range);
+        for range in [entry.cluster, entry.local] {
+            self.free_slots(range);
+        }
+    }
+
+    fn free_slots(&mut self, range: Range<u32>) {
+        if !range.is_empty() {
+            self.used_slots -= u64::from(range.end - range.start);
+            self.ranges.free_range(range);
         }
     }
 
@@ -332,46 +353,75 @@ impl<D: Dataplane> Tables<D> {
     fn publish(&mut self, ops: &[Op<'_>], prepared: Vec<Entry>) -> Result<(), DataplaneError> {
         let mut prepared = prepared.into_iter();
         for (done, op) in ops.iter().enumerate() {
-            let result = match op {
-                Op::SetService { name, .. } => {
-                    prepared.next().into_iter().for_each(|entry| self.publish_entry(name, entry));
-                    Ok(())
-                }
-                Op::SetFrontend { frontend, name } => match self.entries.get(*name).map(|entry| entry.id) {
-                    Some(id) => self.dataplane.set_frontend(frontend, id),
-                    None => Ok(()),
-                },
-                Op::RemoveFrontend { frontend } => self.dataplane.remove_frontend(frontend),
-                Op::RemoveService { name } => {
-                    self.remove_entry(name);
-                    Ok(())
-                }
-            };
-            if let Err(error) = result {
+            if let Err(error) = self.publish_op(op, &mut prepared) {
                 let applied = Arc::make_mut(&mut self.applied);
                 ops.iter().take(done).for_each(|op| applied.advance(op));
+                let unpublished = ops.iter().skip(done).filter_map(|op| match op {
+                    Op::SetService { name, .. } => Some(*name),
+                    _ => None,
+                });
+                unpublished.zip(prepared).for_each(|(name, entry)| self.give_back(name, entry));
                 return Err(error);
             }
         }
         Ok(())
     }
 
+    fn publish_op(&mut self, op: &Op<'_>, prepared: &mut impl Iterator<Item = Entry>) -> Result<(), DataplaneError> {
+        match *op {
+            Op::SetService { name, .. } => {
+                if let Some(entry) = prepared.next() {
+                    self.publish_entry(name, entry);
+                }
+            }
+            Op::AddSource { name, range } => {
+                if let Some(entry) = self.entries.get(name) {
+                    self.dataplane.add_source(entry.id, &range)?;
+                }
+            }
+            Op::SetFrontend { frontend, route } => {
+                if let Some(entry) = self.entries.get(&route.service) {
+                    let value = abi::Frontend { service: entry.id, flags: route.flags };
+                    self.dataplane.set_frontend(&frontend, value)?;
+                }
+            }
+            Op::SetVip { address, flags } => self.dataplane.set_vip(address, flags)?,
+            Op::RemoveVip { address } => self.dataplane.remove_vip(address)?,
+            Op::RemoveFrontend { frontend } => self.dataplane.remove_frontend(&frontend)?,
+            Op::RemoveSource { name, range } => {
+                if let Some(entry) = self.entries.get(name) {
+                    self.dataplane.remove_source(entry.id, &range)?;
+                }
+            }
+            Op::RemoveService { name } => self.remove_entry(name),
+        }
+        Ok(())
+    }
+
+    /// A packet reads one of the two table words, so it sees the old set or the new one. What `BACKENDS` says of a
+    /// backend that stays is stored apart, and a packet may see that a moment before or after: session affinity may keep
+    /// a client where it is for one more flow, and least-connections may compare by the old weight once more.
     fn publish_entry(&mut self, name: &ServiceName, entry: Entry) {
-        let range = TableRange { base: entry.range.start, length: entry.range.end - entry.range.start };
+        let (cluster, local) = (word(&entry.cluster), word(&entry.local));
         let services = self.dataplane.services();
         match self.entries.remove(name) {
             None => {
-                let service =
-                    Service { table: range.to_word(), cursor: 0, algorithm: entry.algorithm as u8, _pad: [0; 7] };
-                services.set(entry.id, service);
+                let (affinity, algorithm) = (entry.serving.affinity, entry.serving.algorithm as u8);
+                services.set(entry.id, Service { cluster, local, cursor: 0, affinity, algorithm, _pad: [0; 3] });
             }
             Some(present) => {
-                if present.algorithm != entry.algorithm {
-                    // Any algorithm works on any table: the two need not change at once. The kernel's cursor starts again.
-                    services.set(entry.id, Service { algorithm: entry.algorithm as u8, ..services.get(entry.id) });
+                // Any algorithm works on any table: the two need not change at once.
+                services.publish(entry.id, offset_of!(Service, affinity), settings(&entry.serving));
+                services.publish(entry.id, offset_of!(Service, cluster), cluster);
+                services.publish(entry.id, offset_of!(Service, local), local);
+                for (address, member) in entry.members() {
+                    if present.member(&address).is_some_and(|before| before.backend != member.backend) {
+                        let backend = self.dataplane.backends().get(member.id);
+                        let (flags, weight) = (flags(member.backend), member.backend.weight.get());
+                        store(&self.dataplane, member.id, Backend { flags, weight, ..backend });
+                    }
                 }
-                services.publish(entry.id, offset_of!(Service, table), range.to_word());
-                self.rest(present, |address| entry.backends.contains_key(address));
+                self.rest(present, |address| entry.member(address).is_some());
             }
         }
         self.entries.insert(name.clone(), entry);
@@ -379,19 +429,26 @@ impl<D: Dataplane> Tables<D> {
 
     fn remove_entry(&mut self, name: &ServiceName) {
         if let Some(entry) = self.entries.remove(name) {
-            self.dataplane.services().publish(entry.id, offset_of!(Service, table), TableRange::EMPTY.to_word());
+            let services = self.dataplane.services();
+            services.publish(entry.id, offset_of!(Service, cluster), TableRange::EMPTY.to_word());
+            services.publish(entry.id, offset_of!(Service, local), TableRange::EMPTY.to_word());
             self.resting.push(Resting::Service(entry.id));
             self.rest(entry, |_| false);
         }
     }
 
-    /// Puts aside what an unpublished entry held, but for the backends that live on.
+    /// Puts aside what an unpublished entry held, but for the backends that live on. The flows of the others that end
+    /// with their backend do so from now on.
     fn rest(&mut self, entry: Entry, lives_on: impl Fn(&SocketAddr) -> bool) {
-        if !entry.range.is_empty() {
-            self.resting.push(Resting::Slots(entry.range));
+        for (_, member) in entry.members().filter(|(address, _)| !lives_on(address)) {
+            retire(&self.dataplane, member.id);
+            self.resting.push(Resting::Backend(member.id));
         }
-        let gone = entry.backends.iter().filter(|(address, _)| !lives_on(address));
-        self.resting.extend(gone.map(|(_, member)| Resting::Backend(member.id)));
+        for range in [entry.cluster, entry.local] {
+            if !range.is_empty() {
+                self.resting.push(Resting::Slots(range));
+            }
+        }
     }
 
     fn full(&self, table: &'static str) -> DataplaneError {
@@ -406,36 +463,112 @@ impl<D: Dataplane> Tables<D> {
     /// Says in an error about a full table what the whole change needs, present contents included.
     fn whole_need(&self, error: DataplaneError, ops: &[Op<'_>]) -> DataplaneError {
         let DataplaneError::Full { table, size, flag, .. } = error else { return error };
-        let sets = ops.iter().filter_map(|op| match op {
-            Op::SetService { name, service } => Some((self.entries.get(*name), *service)),
+        let sets = ops.iter().filter_map(|op| match *op {
+            Op::SetService { name, serving } => Some((self.entries.get(name), serving)),
             _ => None,
         });
         let needed = match table {
             "services" => self.service_ids.used() + sets.filter(|(present, _)| present.is_none()).count() as u64,
             "backends" => {
                 let is_new = |present: Option<&Entry>, address: &SocketAddr| {
-                    present.is_none_or(|entry| !entry.backends.contains_key(address))
+                    present.is_none_or(|entry| entry.member(address).is_none())
                 };
-                let new = sets.map(|(present, service)| {
-                    service.backends.keys().filter(|address| is_new(present, address)).count() as u64
+                let new = sets.map(|(present, serving)| {
+                    serving.backends.iter().filter(|(address, _)| is_new(present, address)).count() as u64
                 });
                 self.backend_ids.used() + new.sum::<u64>()
             }
-            _ => self.used_slots + sets.map(|(_, service)| n_slots(service)).sum::<u64>(),
+            _ => self.used_slots + sets.map(|(_, serving)| n_slots(serving)).sum::<u64>(),
         };
         DataplaneError::Full { table, needed, size, flag }
     }
 }
 
+impl Entry {
+    /// Its backends; of an entry that is not filled yet, those that have an id.
+    fn members(&self) -> impl Iterator<Item = (SocketAddr, Member)> {
+        self.serving.backends.iter().zip(&self.ids).map(|(&(address, backend), &id)| (address, Member { id, backend }))
+    }
+
+    fn member(&self, address: &SocketAddr) -> Option<Member> {
+        let found = self.serving.backends.binary_search_by_key(address, |&(address, _)| address).ok()?;
+        let (_, backend) = *self.serving.backends.get(found)?;
+        self.ids.get(found).map(|&id| Member { id, backend })
+    }
+}
+
+/// New entries are added before old ones are removed, so both have to fit for a moment.
+fn check_union<K: Ord>(
+    wanted: impl Iterator<Item = K> + Clone,
+    present: impl Iterator<Item = K> + Clone,
+    table: &'static str,
+    size: u32,
+    flag: &'static str,
+) -> Result<(), DataplaneError> {
+    let size = u64::from(size);
+    // The union is at most the sum; count it only if the sum could be too much.
+    if wanted.clone().count() as u64 + present.clone().count() as u64 > size {
+        let needed = wanted.chain(present).collect::<BTreeSet<_>>().len() as u64;
+        if needed > size {
+            return Err(DataplaneError::Full { table, needed, size, flag });
+        }
+    }
+    Ok(())
+}
+
+/// How many of the family that has more: whether each is of IPv4 is given.
+fn fuller(are_v4: impl Iterator<Item = bool>) -> u64 {
+    let (v4, v6): (Vec<_>, Vec<_>) = are_v4.partition(|&is_v4| is_v4);
+    v4.len().max(v6.len()) as u64
+}
+
+/// A range of slots as a service's entry has it.
+fn word(range: &Range<u32>) -> u64 {
+    TableRange { base: range.start, length: range.end - range.start }.to_word()
+}
+
+/// The last word of a service's entry: affinity and algorithm.
+fn settings(serving: &Serving) -> u64 {
+    let [a, b, c, d] = serving.affinity.to_ne_bytes();
+    u64::from_ne_bytes([a, b, c, d, serving.algorithm as u8, 0, 0, 0])
+}
+
+/// What was decided of a backend, as its entry says it.
+fn flags(backend: policy::Backend) -> u16 {
+    let flag = |is_set, flag| if is_set { flag } else { 0 };
+    flag(backend.is_on_node, Backend::ON_NODE)
+        | flag(backend.in_cluster, Backend::IN_CLUSTER)
+        | flag(backend.in_local, Backend::IN_LOCAL)
+}
+
+/// Ends the UDP flows to a backend that has left, and session affinity with it: they remember another generation.
+fn retire(dataplane: &impl Dataplane, id: u32) {
+    let backend = dataplane.backends().get(id);
+    let generation = backend.generation.wrapping_add(1);
+    store(dataplane, id, Backend { generation, flags: 0, weight: 0, ..backend });
+}
+
+/// Stores what the agent says of a backend that packets may be using, each word at once. What the kernel counts stays.
+fn store(dataplane: &impl Dataplane, id: u32, Backend { generation, port, flags, weight, .. }: Backend) {
+    let ([g0, g1, g2, g3], [p0, p1]) = (generation.to_ne_bytes(), port.to_bytes());
+    let ([f0, f1], [w0, w1]) = (flags.to_ne_bytes(), weight.to_ne_bytes());
+    let first = u64::from_ne_bytes([g0, g1, g2, g3, p0, p1, f0, f1]);
+    let second = u64::from_ne_bytes([w0, w1, 0, 0, 0, 0, 0, 0]);
+    dataplane.backends().publish(id, offset_of!(Backend, generation), first);
+    dataplane.backends().publish(id, offset_of!(Backend, weight), second);
+}
+
+/// The slots of those backends that take new flows, for backends of these ids.
+fn slots(serving: &Serving, ids: impl Iterator<Item = u32>, takes_new: fn(&policy::Backend) -> bool) -> Vec<u32> {
+    let eligible = serving.backends.iter().zip(ids).filter(|((_, backend), _)| takes_new(backend));
+    let candidates = eligible.map(|(&(address, backend), id)| Candidate { id, address, weight: backend.weight.get() });
+    slots::build(serving.algorithm, &candidates.collect::<Vec<_>>())
+}
+
 /// How many slots a service takes.
-fn n_slots(service: &model::Service) -> u64 {
-    let candidates: Vec<_> = service
-        .backends
-        .iter()
-        .filter(|(_, weight)| weight.get() > 0)
-        .map(|(&address, weight)| Candidate { id: 0, address, weight: weight.get() })
-        .collect();
-    slots::build(service.algorithm, &candidates).len() as u64
+fn n_slots(serving: &Serving) -> u64 {
+    let n_slots = |takes_new| slots(serving, 0.., takes_new).len() as u64;
+    n_slots(|backend| backend.in_cluster) + n_slots(|backend| backend.in_local)
 }
 
 /// Gives out the numbers below a limit, low ones first.

@@ -31,9 +31,14 @@ impl Remarks {
         Self { told: vec![(at, text)], more: 0 }
     }
 
+    /// Adds a remark; what was said already, of another port or family, is not said again.
     pub(super) fn add(&mut self, Place { at, path }: Place<'_>, remark: impl fmt::Display) {
+        let remark = (at, format!("{path}: {remark}"));
+        if self.told.contains(&remark) {
+            return;
+        }
         if self.told.len() < TOLD {
-            self.told.push((at, format!("{path}: {remark}")));
+            self.told.push(remark);
         } else {
             self.more += 1;
         }

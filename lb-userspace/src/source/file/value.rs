@@ -3,12 +3,30 @@
 use std::{
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
+    time::Duration,
 };
 
-use crate::model::{Algorithm, Protocol, Weight};
+use ipnet::IpNet;
+
+use crate::model::{Algorithm, Protocol, TrafficPolicy, Weight};
 
 /// Characters of a name; DNS names have no more.
 const NAME_MAX: usize = 253;
+
+/// The seconds that session affinity may last: Kubernetes has the same bounds (`ClientIPConfig` of `core/v1`).
+const AFFINITY: std::ops::RangeInclusive<u32> = 1..=86_400;
+
+/// By which addresses and ports a service is to be reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum ServiceType {
+    /// By its cluster IPs, and by external IPs.
+    #[default]
+    ClusterIp,
+    /// By a port of each node, too.
+    NodePort,
+    /// By a load balancer's addresses, too.
+    LoadBalancer,
+}
 
 /// Text from the file, fit for a terminal and for one line.
 pub(super) fn shown(text: &str) -> String {
@@ -87,16 +105,74 @@ pub(super) fn protocol(text: &str) -> Result<Protocol, String> {
     match text {
         "TCP" => Ok(Protocol::Tcp),
         "UDP" => Ok(Protocol::Udp),
-        _ => Err(format!("{} is not a protocol that Wharf balances (TCP, UDP)", shown(text))),
+        "SCTP" => Ok(Protocol::Sctp),
+        _ => Err(format!("{} is not a protocol that Wharf balances (TCP, UDP, SCTP)", shown(text))),
     }
+}
+
+pub(super) fn service_type(text: &str) -> Result<ServiceType, String> {
+    match text {
+        "ClusterIP" => Ok(ServiceType::ClusterIp),
+        "NodePort" => Ok(ServiceType::NodePort),
+        "LoadBalancer" => Ok(ServiceType::LoadBalancer),
+        "ExternalName" => {
+            Err("an ExternalName is not balanced: its name server is asked; leave the service out".to_owned())
+        }
+        _ => Err(format!("{} is not a type (ClusterIP, NodePort, LoadBalancer)", shown(text))),
+    }
+}
+
+pub(super) fn policy(text: &str) -> Result<TrafficPolicy, String> {
+    match text {
+        "Cluster" => Ok(TrafficPolicy::Cluster),
+        "Local" => Ok(TrafficPolicy::Local),
+        _ => Err(format!("{} is not a policy (Cluster, Local)", shown(text))),
+    }
+}
+
+pub(super) fn range(text: &str) -> Result<IpNet, String> {
+    let range: IpNet = text.parse().map_err(|_| match text.parse::<IpAddr>() {
+        Ok(address) => format!("{address} has no prefix length; for this address alone write {}", IpNet::from(address)),
+        Err(_) => format!("{} is not a range of IP addresses (such as 192.0.2.0/24)", shown(text)),
+    })?;
+    match range.trunc() {
+        trunc if trunc == range => Ok(range),
+        trunc => Err(format!("{range} has bits beyond its prefix length; write {trunc}")),
+    }
+}
+
+/// Whether there is session affinity.
+pub(super) fn session_affinity(text: &str) -> Result<bool, String> {
+    match text {
+        "None" => Ok(false),
+        "ClientIP" => Ok(true),
+        _ => Err(format!("{} is not a kind of session affinity (None, ClientIP)", shown(text))),
+    }
+}
+
+/// How many seconds session affinity lasts.
+pub(super) fn timeout_seconds(text: &str) -> Result<u32, String> {
+    let seconds = text.parse().ok().filter(|seconds| AFFINITY.contains(seconds));
+    seconds.ok_or_else(|| {
+        format!("{} is not a number of seconds ({} to {})", shown(text), AFFINITY.start(), AFFINITY.end())
+    })
+}
+
+/// The same from the text of a duration.
+pub(super) fn affinity(text: &str) -> Result<u32, String> {
+    let duration = humantime::parse_duration(text).ok();
+    let seconds = duration.filter(|duration| duration.subsec_nanos() == 0).as_ref().map(Duration::as_secs);
+    let seconds = seconds.and_then(|seconds| u32::try_from(seconds).ok()).filter(|seconds| AFFINITY.contains(seconds));
+    seconds
+        .ok_or_else(|| format!("{} is not a duration of whole seconds, 1s to 24h (such as 3h or 1h 30m)", shown(text)))
+}
+
+pub(super) fn condition(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| format!("{} is neither true nor false", shown(text)))
 }
 
 pub(super) fn algorithm(text: &str) -> Result<Algorithm, String> {
     Algorithm::ALL.into_iter().find(|algorithm| algorithm.name() == text).ok_or_else(|| {
-        let problem = match text {
-            "least-connections" => "this version of Wharf has no least-connections yet".to_owned(),
-            _ => format!("{} is not an algorithm", shown(text)),
-        };
-        format!("{problem} ({})", Algorithm::ALL.map(Algorithm::name).join(", "))
+        format!("{} is not an algorithm ({})", shown(text), Algorithm::ALL.map(Algorithm::name).join(", "))
     })
 }

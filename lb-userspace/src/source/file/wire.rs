@@ -24,6 +24,9 @@ pub(super) struct At<T> {
 /// A scalar as it is written.
 pub(super) type Text = Option<At<String>>;
 
+/// A list of them.
+pub(super) type Texts = Option<Vec<At<String>>>;
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -31,13 +34,38 @@ struct File {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct Service {
     pub(super) name: Text,
-    pub(super) addresses: Option<Vec<At<String>>>,
+    #[serde(rename = "type")]
+    pub(super) kind: Text,
+    pub(super) addresses: Texts,
+    #[serde(rename = "externalIPs")]
+    pub(super) external_ips: Texts,
+    #[serde(rename = "loadBalancerIPs")]
+    pub(super) load_balancer_ips: Texts,
     pub(super) ports: Option<Vec<At<Port>>>,
+    pub(super) external_traffic_policy: Text,
+    pub(super) internal_traffic_policy: Text,
+    pub(super) load_balancer_source_ranges: Texts,
+    pub(super) session_affinity: Text,
+    pub(super) session_affinity_config: Option<At<SessionAffinityConfig>>,
+    pub(super) affinity: Text,
     pub(super) algorithm: Text,
     pub(super) backends: Option<Vec<At<Backend>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SessionAffinityConfig {
+    #[serde(rename = "clientIP")]
+    pub(super) client_ip: Option<ClientIpConfig>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct ClientIpConfig {
+    pub(super) timeout_seconds: Text,
 }
 
 #[derive(Deserialize)]
@@ -47,20 +75,31 @@ pub(super) struct Port {
     pub(super) name: Text,
     pub(super) port: Text,
     pub(super) target_port: Text,
+    pub(super) node_port: Text,
     pub(super) protocol: Text,
 }
 
 /// A backend is its address, or a map when there is more to say.
 pub(super) enum Backend {
     Address(String),
-    Weighted(WeightedBackend),
+    Described(Box<DescribedBackend>),
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct WeightedBackend {
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct DescribedBackend {
     pub(super) address: Text,
     pub(super) weight: Text,
+    pub(super) node_name: Text,
+    pub(super) conditions: Option<Conditions>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Conditions {
+    pub(super) ready: Text,
+    pub(super) serving: Text,
+    pub(super) terminating: Text,
 }
 
 /// Takes a file apart; stops at the first thing that has the wrong shape.
@@ -120,7 +159,7 @@ fn spell(path: &Path) -> String {
 fn explain(error: &Error) -> String {
     match error {
         Error::SerdeUnknownField { field, expected, .. } => match field.as_str() {
-            "affinity" => "this version of Wharf has no session affinity yet; remove it".to_owned(),
+            "clusterIP" | "clusterIPs" => "the list of cluster IPs is called `addresses` here".to_owned(),
             "apiVersion" | "kind" => {
                 "this version of Wharf reads no Kubernetes objects yet; write `services:` and a list of services"
                     .to_owned()
@@ -155,7 +194,7 @@ impl<'de> Visitor<'de> for BackendVisitor {
     type Value = Backend;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an IP address, or a map with address and weight")
+        f.write_str("an IP address, or a map with address, weight and more")
     }
 
     fn visit_str<E>(self, address: &str) -> Result<Backend, E> {
@@ -163,6 +202,7 @@ impl<'de> Visitor<'de> for BackendVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Backend, A::Error> {
-        WeightedBackend::deserialize(MapAccessDeserializer::new(map)).map(Backend::Weighted)
+        DescribedBackend::deserialize(MapAccessDeserializer::new(map))
+            .map(|backend| Backend::Described(Box::new(backend)))
     }
 }

@@ -1,0 +1,48 @@
+//! Datagrams in fragments: only the first holds ports, so the others follow it.
+
+use lb_common::{
+    abi::{Fragment, FragmentKey},
+    net::Address,
+    parse::{Part, Segment},
+};
+
+use crate::{
+    maps::{self, FamilyMaps},
+    track::Moment,
+};
+
+/// How long, in ticks, the ports of a datagram are good for: a sender may use an identification again after that
+/// (RFC 791 speaks of the packet's time to live, RFC 6864 of two minutes; Linux reassembles for 30 s).
+const TIMEOUT: u32 = 28;
+
+/// Gives a later fragment the ports of its first. `false` if that is not known.
+#[inline(always)]
+pub(crate) fn follow<F: FamilyMaps>(segment: &mut Segment<F::Address>, moment: Moment) -> bool {
+    let Part::Later(identification) = segment.part else { return true };
+    match maps::fragment::<F>(&key(segment, identification)) {
+        Some(first) if moment.tick.since(first.seen) <= TIMEOUT => {
+            segment.key.source_port = first.source_port;
+            segment.key.destination_port = first.destination_port;
+            true
+        }
+        _ => false,
+    }
+}
+
+/// Remembers the ports of a first fragment of a flow for those that come after it.
+#[inline(always)]
+pub(crate) fn remember<F: FamilyMaps>(segment: &Segment<F::Address>, moment: Moment) {
+    let Part::First(identification) = segment.part else { return };
+    let fragment = Fragment {
+        source_port: segment.key.source_port,
+        destination_port: segment.key.destination_port,
+        seen: moment.tick.0,
+    };
+    maps::set_fragment::<F>(&key(segment, identification), &fragment);
+}
+
+#[inline(always)]
+fn key<A: Address>(segment: &Segment<A>, identification: u32) -> FragmentKey<A> {
+    let &Segment { key, .. } = segment;
+    FragmentKey { source: key.source, destination: key.destination, identification, proto: key.proto, _pad: 0 }
+}

@@ -1,0 +1,143 @@
+//! The agent's interfaces: attached to, followed as they come and go, and reported.
+
+use std::time::{Duration, Instant};
+
+use tracing::{error, info, warn};
+
+use super::{Agent, describe};
+use crate::{
+    admin::report::{InterfaceReport, PodInterfacesReport},
+    dataplane::{
+        DataplaneError,
+        kernel::{Attachment, XdpMode},
+    },
+    network::PodDevice,
+};
+
+/// To how many pod-facing devices the agent attaches before it looks for other events: the kernel takes some 10 ms for each
+/// of the two programs, as it waits for packets that are underway (`tcx_entry_sync` in `include/net/tcx.h`).
+const PODS_AT_ONCE: usize = 4;
+/// How long it looks for other events then.
+const ATTACH_PAUSE: Duration = Duration::from_millis(1);
+
+impl Agent {
+    /// Attaches to all that is there. Every uplink has to be.
+    pub(super) fn attach(&mut self) -> Result<(), DataplaneError> {
+        for interface in self.options.roles.uplinks.clone() {
+            let attachment = self.tables.dataplane_mut().attach_uplink(&interface, self.options.xdp)?;
+            say(&interface, attachment);
+        }
+        self.attach_pods();
+        Ok(())
+    }
+
+    /// An uplink that was removed and made again has a new number and no program.
+    pub(super) fn attach_again(&mut self) {
+        for interface in self.options.roles.uplinks.clone() {
+            let kernel = self.tables.dataplane_mut();
+            if kernel.attached_to(&interface).is_some() {
+                self.lost.remove(&interface);
+            } else if nix::net::if_::if_nametoindex(interface.as_str()).is_err() {
+                if self.lost.insert(interface.clone()) {
+                    warn!("interface {interface} is gone; wharf attaches to it when it comes back");
+                }
+            } else {
+                if !self.options.keep_sysctls {
+                    self.sysctls.prepare(std::slice::from_ref(&interface));
+                }
+                let attached = match self.network.check_uplinks() {
+                    Ok(()) => kernel.attach_uplink(&interface, self.options.xdp).map_err(|error| describe(&error)),
+                    Err(error) => Err(describe(&error)),
+                };
+                match attached {
+                    Ok(attachment) => {
+                        info!("interface {interface} is back");
+                        say(&interface, attachment);
+                    }
+                    Err(error) if self.lost.insert(interface.clone()) => {
+                        error!(error, "cannot attach to {interface} again");
+                    }
+                    Err(_again) => {}
+                }
+            }
+        }
+    }
+
+    /// Attaches to pod-facing devices that are new, and forgets those that are gone or have another name now.
+    pub(super) fn attach_pods(&mut self) {
+        let devices = self.network.pod_devices();
+        let stays = |index| devices.iter().any(|device| device.index == index);
+        self.refused_pods.retain(|&index| stays(index));
+        let kernel = self.tables.dataplane_mut();
+        kernel.retain_pods(stays);
+        let mut new: Vec<_> = devices.into_iter().filter(|device| !kernel.is_attached_to_pod(device.index)).collect();
+        // Those that were refused before are tried again with the next look at the network, after all others.
+        let fresh = new.iter().filter(|device| !self.refused_pods.contains(&device.index)).count();
+        self.attach_at = (fresh > PODS_AT_ONCE).then(|| Instant::now() + ATTACH_PAUSE);
+        new.sort_by_key(|device| self.refused_pods.contains(&device.index));
+        new.truncate(PODS_AT_ONCE);
+        for PodDevice { index, name } in new {
+            match kernel.attach_pod(&name) {
+                Ok(()) => {
+                    self.refused_pods.remove(&index);
+                    info!("attached to {name} (pods)");
+                }
+                // It has gone again.
+                Err(DataplaneError::NoInterface { .. }) => {}
+                Err(error) if self.refused_pods.insert(index) => {
+                    warn!(error = describe(&error), "cannot attach to the pod-facing device {name}");
+                }
+                Err(_again) => {}
+            }
+        }
+    }
+
+    /// Detaches from everything, and removes the qdiscs that are of no use any more.
+    pub(super) async fn detach(&mut self) {
+        for interface in self.tables.dataplane_mut().detach() {
+            if let Err(error) = self.network.remove_empty_clsact(interface).await {
+                // Most often the interface is gone.
+                tracing::debug!(%error, "cannot remove the clsact qdisc of interface {interface}");
+            }
+        }
+    }
+
+    pub(super) fn interfaces(&self) -> Vec<InterfaceReport> {
+        let kernel = self.tables.dataplane();
+        let report = |name: &String| {
+            let addresses = kernel.addresses_of(name);
+            let attachment = kernel.attached_to(name);
+            InterfaceReport {
+                name: name.clone(),
+                xdp: attachment.map_or("gone", |it| it.xdp().name()).to_owned(),
+                tc: attachment.map_or("gone", |it| it.tc().name()).to_owned(),
+                why: attachment.and_then(Attachment::why).map(|error| describe(error)),
+                source_ipv4: addresses.v4,
+                source_ipv6: addresses.v6,
+            }
+        };
+        self.options.roles.uplinks.iter().map(report).collect()
+    }
+
+    pub(super) fn pod_interfaces(&self) -> PodInterfacesReport {
+        let patterns = self.options.roles.pod_interfaces.iter();
+        PodInterfacesReport {
+            patterns: patterns.map(|pattern| pattern.as_str().to_owned()).collect(),
+            attached: self.tables.dataplane().attached_pods(),
+            refused: self.refused_pods.len(),
+        }
+    }
+}
+
+/// Tells how the programs came to sit on an uplink.
+fn say(interface: &str, attachment: &Attachment) {
+    let tc = attachment.tc().name();
+    match (attachment.xdp(), attachment.why()) {
+        (XdpMode::Off, Some(why)) => warn!(
+            why = describe(why),
+            "attached to {interface} without XDP: tc takes its place ({tc}), which is slower; --xdp off says that this is meant"
+        ),
+        (XdpMode::Off, None) => info!("attached to {interface} (tc by {tc}, no XDP)"),
+        (xdp, _) => info!("attached to {interface} (XDP, {}; tc egress by {tc})", xdp.name()),
+    }
+}

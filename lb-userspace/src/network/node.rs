@@ -1,0 +1,121 @@
+//! What services have to know of this node: pure functions over what the kernel listed.
+
+use std::{collections::BTreeSet, net::IpAddr, str::FromStr};
+
+use ipnet::IpNet;
+use rtnetlink::packet_route::link::{InfoKind, LinkLayerType};
+
+use super::{
+    PodDevice, Roles,
+    listing::{Link, Listing},
+};
+use crate::{dataplane::kernel::Addresses, policy::Node};
+
+/// On which of the node's addresses a NodePort is served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum NodePorts {
+    /// All of them.
+    #[default]
+    All,
+    /// The one of each family that packets to backends leave the first uplink with.
+    Primary,
+    /// Those in these ranges.
+    In(Vec<IpNet>),
+}
+
+impl FromStr for NodePorts {
+    type Err = String;
+
+    /// As kube-proxy's `--nodeport-addresses`: ranges with commas between them, or `primary`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "primary" {
+            return Ok(Self::Primary);
+        }
+        let range = |text: &str| {
+            text.trim().parse().map_err(|_| format!("{text:?} is not a range such as 192.0.2.0/24, nor primary alone"))
+        };
+        text.split(',').map(range).collect::<Result<_, _>>().map(Self::In)
+    }
+}
+
+impl Roles {
+    /// Devices that match a pattern, and whose packets have Ethernet headers.
+    pub(super) fn pod_devices(&self, links: &[Link]) -> Vec<PodDevice> {
+        links
+            .iter()
+            .filter(|link| link.is_ethernet() && self.is_named_for_pods(link))
+            .map(|link| PodDevice { index: link.index, name: link.name.clone() })
+            .collect()
+    }
+
+    fn is_named_for_pods(&self, link: &Link) -> bool {
+        let is_uplink = self.uplinks.contains(&link.name);
+        !is_uplink && self.pod_interfaces.iter().any(|pattern| pattern.matches(&link.name))
+    }
+
+    /// Devices behind which there is nothing but this node: those that match a pattern, and those of the kinds that
+    /// connect pods and virtual machines, where nothing below or inside them leads out of the node.
+    pub(super) fn pod_facing(&self, links: &[Link]) -> BTreeSet<u32> {
+        let mut outward: BTreeSet<_> = links
+            .iter()
+            .filter(|link| self.uplinks.contains(&link.name) || !stays_inside(link))
+            .map(|it| it.index)
+            .collect();
+        // What sits on such a device leads out as well, and so does what has one for a port.
+        loop {
+            let on_them = links.iter().filter(|it| it.below.is_some_and(|below| outward.contains(&below)));
+            let with_them = links.iter().filter(|it| outward.contains(&it.index)).filter_map(|it| it.port_of);
+            let more: Vec<_> = on_them.map(|it| it.index).chain(with_them).filter(|it| !outward.contains(it)).collect();
+            if more.is_empty() {
+                break;
+            }
+            outward.extend(more);
+        }
+        let is_inside = |link: &&Link| !outward.contains(&link.index) || self.is_named_for_pods(link);
+        links.iter().filter(is_inside).map(|link| link.index).collect()
+    }
+
+    /// The node, whose primary addresses are these.
+    pub(super) fn node(&self, listing: &Listing, pod_facing: &BTreeSet<u32>, primary: Addresses) -> Node {
+        let valid = listing.addresses.iter().filter(|address| address.is_valid());
+        let addresses: BTreeSet<_> = valid.map(|it| it.ip).filter(is_reachable).collect();
+        let primary = [primary.v4.map(IpAddr::from), primary.v6.map(IpAddr::from)];
+        let serves_node_ports = |address: &IpAddr| match &self.node_ports {
+            NodePorts::All => true,
+            NodePorts::Primary => primary.contains(&Some(*address)),
+            NodePorts::In(ranges) => ranges.iter().any(|range| range.contains(address)),
+        };
+        Node {
+            name: self.node_name.clone(),
+            node_port_addresses: addresses.iter().copied().filter(serves_node_ports).collect(),
+            addresses,
+            pod_subnets: listing
+                .routes
+                .iter()
+                .filter(|route| pod_facing.contains(&route.interface))
+                .map(|route| route.destination.trunc())
+                // A default route says nothing about where pods are.
+                .filter(|subnet| subnet.prefix_len() > 0 && is_reachable(&subnet.addr()))
+                .collect(),
+        }
+    }
+}
+
+/// Whether a device by itself leads to nothing but this node.
+fn stays_inside(link: &Link) -> bool {
+    use InfoKind::{Bridge, Dummy, Netkit, Tun, Veth};
+    // Loopback leads nowhere, and nobody is behind it.
+    link.layer != LinkLayerType::Loopback && matches!(link.kind, Some(Bridge | Dummy | Netkit | Tun | Veth))
+}
+
+/// Whether others can have an address of this kind, and be reached by it from anywhere.
+fn is_reachable(address: &IpAddr) -> bool {
+    let is_link_local = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    !address.is_loopback() && !is_link_local && !address.is_multicast() && !address.is_unspecified()
+}
+
+#[cfg(test)]
+mod tests;

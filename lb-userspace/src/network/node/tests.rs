@@ -1,0 +1,127 @@
+use rtnetlink::packet_route::address::{AddressFlags, AddressScope};
+
+use super::*;
+use crate::network::listing::{Address, Route};
+
+fn link(index: u32, name: &str, kind: Option<InfoKind>) -> Link {
+    Link { index, name: name.to_owned(), layer: LinkLayerType::Ether, kind, below: None, port_of: None }
+}
+
+fn address(interface: u32, text: &str, flags: AddressFlags) -> Address {
+    let net: IpNet = text.parse().unwrap();
+    let scope = AddressScope::Universe;
+    Address { interface, ip: net.addr(), prefix: net.prefix_len(), scope, flags }
+}
+
+fn route(interface: u32, text: &str) -> Route {
+    Route { destination: text.parse().unwrap(), interface }
+}
+
+fn roles(uplinks: &[&str], patterns: &[&str]) -> Roles {
+    Roles {
+        uplinks: uplinks.iter().map(|&name| name.to_owned()).collect(),
+        pod_interfaces: patterns.iter().map(|text| text.parse().unwrap()).collect(),
+        ..Roles::default()
+    }
+}
+
+/// A node with most that there is: pods on a bridge and beside it, machines on the uplink's bridge, VLANs and tunnels.
+fn links() -> Vec<Link> {
+    let lo = Link { layer: LinkLayerType::Loopback, ..link(1, "lo", None) };
+    let wg0 = Link { layer: LinkLayerType::None, ..link(11, "wg0", Some(InfoKind::Wireguard)) };
+    vec![
+        lo,
+        link(2, "eth0", None),
+        link(3, "eth1", None),
+        Link { below: Some(2), ..link(4, "eth0.7", Some(InfoKind::Vlan)) },
+        Link { port_of: Some(10), ..link(5, "veth1", Some(InfoKind::Veth)) },
+        link(6, "cali1", Some(InfoKind::Veth)),
+        Link { below: Some(2), ..link(7, "vxlan1", Some(InfoKind::Vxlan)) },
+        Link { port_of: Some(9), ..link(8, "eth2", None) },
+        link(9, "br-lan", Some(InfoKind::Bridge)),
+        link(10, "cni0", Some(InfoKind::Bridge)),
+        wg0,
+        Link { port_of: Some(13), below: Some(3), ..link(12, "eth1.9", Some(InfoKind::Vlan)) },
+        link(13, "br9", Some(InfoKind::Bridge)),
+        Link { below: Some(13), ..link(14, "on-br9", Some(InfoKind::Bridge)) },
+    ]
+}
+
+#[test]
+fn pods_are_behind_devices_that_lead_nowhere_else() {
+    assert_eq!(roles(&["eth0"], &[]).pod_facing(&links()), [5, 6, 10].into());
+    assert_eq!(roles(&["eth0", "cali1"], &[]).pod_facing(&links()), [5, 10].into(), "an uplink of whatever kind");
+    assert_eq!(roles(&["eth0"], &["br-l*", "eth?"]).pod_facing(&links()), [3, 5, 6, 8, 9, 10].into(), "as named");
+}
+
+#[test]
+fn devices_are_matched_by_name_but_for_uplinks_and_what_is_not_ethernet() {
+    let names = |uplinks: &[&str], patterns: &[&str]| {
+        let devices = roles(uplinks, patterns).pod_devices(&links());
+        devices.into_iter().map(|device| device.name).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&["eth0"], &[]), [""; 0]);
+    assert_eq!(names(&["eth0"], &["veth*", "cali*"]), ["veth1", "cali1"]);
+    assert_eq!(names(&["eth0", "cali1"], &["eth?", "cali*"]), ["eth1", "eth2"]);
+    assert_eq!(names(&["eth0"], &["lo", "wg*"]), [""; 0]);
+    assert_eq!(names(&[], &["*"]).len(), links().len() - 2);
+}
+
+fn listing() -> Listing {
+    let none = AddressFlags::empty();
+    Listing {
+        links: links(),
+        addresses: vec![
+            address(1, "127.0.0.1/8", none),
+            address(1, "::1/128", none),
+            address(1, "198.51.100.1/32", none),
+            address(2, "192.0.2.10/24", none),
+            address(2, "2001:db8::10/64", AddressFlags::Deprecated),
+            address(2, "2001:db8::11/64", AddressFlags::Tentative),
+            address(2, "2001:db8::12/64", AddressFlags::Dadfailed),
+            address(2, "fe80::1/64", none),
+            address(2, "169.254.1.1/16", none),
+            address(10, "10.244.0.1/24", none),
+        ],
+        routes: vec![
+            route(2, "192.0.2.0/24"),
+            route(10, "10.244.0.0/24"),
+            route(6, "10.244.9.5/32"),
+            route(6, "fd00:244::5/128"),
+            route(6, "fe80::/64"),
+            route(6, "0.0.0.0/0"),
+            route(7, "10.244.2.0/24"),
+        ],
+    }
+}
+
+fn node(roles: &Roles) -> Node {
+    let listing = listing();
+    let pod_facing = roles.pod_facing(&listing.links);
+    let primary = Addresses { v4: Some("192.0.2.10".parse().unwrap()), v6: None, is_attached: false };
+    roles.node(&listing, &pod_facing, primary)
+}
+
+fn set<T: FromStr + Ord>(texts: &[&str]) -> BTreeSet<T> {
+    texts.iter().map(|text| text.parse().unwrap_or_else(|_| panic!("{text}"))).collect()
+}
+
+#[test]
+fn a_node_knows_its_addresses_and_where_its_pods_are() {
+    let node = node(&Roles { node_name: Some("n1".into()), ..roles(&["eth0"], &[]) });
+    assert_eq!(node.name.as_deref(), Some("n1"));
+    assert_eq!(node.addresses, set(&["192.0.2.10", "198.51.100.1", "2001:db8::10", "10.244.0.1"]));
+    assert_eq!(node.node_port_addresses, node.addresses);
+    assert_eq!(node.pod_subnets, set(&["10.244.0.0/24", "10.244.9.5/32", "fd00:244::5/128"]));
+}
+
+#[test]
+fn node_ports_are_served_where_the_operator_says() {
+    let served = |text: &str| {
+        let roles = Roles { node_ports: text.parse().unwrap(), ..roles(&["eth0"], &[]) };
+        node(&roles).node_port_addresses
+    };
+    assert_eq!(served("primary"), set(&["192.0.2.10"]));
+    assert_eq!(served("192.0.2.0/24,2001:db8::/32"), set(&["192.0.2.10", "2001:db8::10"]));
+    assert_eq!(served("203.0.113.0/24"), BTreeSet::new());
+}

@@ -1,0 +1,59 @@
+//! What a host's interfaces are, have counted, and carry.
+
+use aya::programs::tc::{SchedClassifier, TcAttachType};
+use serde_json::Value;
+
+use crate::topology::Host;
+
+impl Host {
+    /// How many packets came in by an interface.
+    #[track_caller]
+    pub fn received(&self, interface: &str) -> u64 {
+        let links = self.json("ip", &["-json", "-stats", "link", "show", interface]);
+        links[0]["stats64"]["rx"]["packets"].as_u64().expect("every link counts")
+    }
+
+    /// The Ethernet address of an interface.
+    #[track_caller]
+    pub fn mac(&self, interface: &str) -> String {
+        let links = self.json("ip", &["-json", "link", "show", interface]);
+        links[0]["address"].as_str().expect("every link has one").to_owned()
+    }
+
+    /// Everything that programs are attached by: `<interface> xdp`, `<interface> tcx <direction> <program>`,
+    /// and `<interface> <qdisc>` for the kinds of queueing discipline that exist to have programs. Sorted.
+    #[track_caller]
+    pub fn programs(&self) -> Vec<String> {
+        let links = self.json("ip", &["-json", "link"]);
+        let links = links.as_array().expect("a list of links");
+        let name = |link: &Value, field| link[field].as_str().expect("every link has a name").to_owned();
+        let xdp =
+            links.iter().filter(|link| !link["xdp"].is_null()).map(|link| format!("{} xdp", name(link, "ifname")));
+        let qdiscs = self.json("tc", &["-json", "qdisc", "show"]);
+        let with_programs = |qdisc: &&Value| ["clsact", "ingress"].map(Value::from).contains(&qdisc["kind"]);
+        let qdiscs = qdiscs.as_array().into_iter().flatten().filter(with_programs);
+        let qdiscs = qdiscs.map(|qdisc| format!("{} {}", name(qdisc, "dev"), name(qdisc, "kind")));
+        let tcx = links.iter().flat_map(|link| self.tcx(&name(link, "ifname")));
+        let mut all: Vec<_> = xdp.chain(qdiscs).chain(tcx).collect();
+        all.sort();
+        all
+    }
+
+    fn tcx(&self, interface: &str) -> Vec<String> {
+        let attached = |(direction, attach_type)| {
+            // A kernel before 6.6 has no tcx, and so none attached.
+            let (_, programs) = SchedClassifier::query_tcx(interface, attach_type).unwrap_or_default();
+            let names = programs.into_iter().map(|program| program.name_as_str().unwrap_or("?").to_owned());
+            names.map(|name| format!("{interface} tcx {direction} {name}")).collect::<Vec<_>>()
+        };
+        let directions = [("ingress", TcAttachType::Ingress), ("egress", TcAttachType::Egress)];
+        self.namespace().run(|| directions.into_iter().flat_map(attached).collect())
+    }
+
+    #[track_caller]
+    fn json(&self, program: &str, arguments: &[&str]) -> Value {
+        let output = self.namespace().command(program).args(arguments).output().expect("iproute2 is needed");
+        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("it was asked for JSON")
+    }
+}

@@ -160,9 +160,11 @@ pub(crate) fn translate_error<P: Packet, F: NetworkHeader>(
     let inner = packet.header::<F::Header>(embedded.network).ok_or(missing)?;
     let ports = packet.header::<[u8; 4]>(embedded.transport).ok_or(missing)?;
     let inner_checksum = match checksum_offset(was.proto) {
-        // Of TCP often only the first eight bytes are there.
-        Some(offset) => packet.header::<[u8; 2]>(embedded.transport + offset),
-        None => None,
+        // Of TCP often only the first eight bytes are there, and what is behind the packet is none of it.
+        Some(offset) if embedded.transport + offset + 2 <= segment.network + usize::from(segment.ip_length) => {
+            packet.header::<[u8; 2]>(embedded.transport + offset)
+        }
+        _ => None,
     };
     let outer_delta = Delta::NONE
         .replace_address(segment.key.source, source)

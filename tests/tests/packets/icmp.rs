@@ -104,6 +104,18 @@ fn errors(f: Family) -> Vec<Row> {
         )
         .after([asked().into()]),
         row(
+            "of eight bytes, with others behind the packet that are none of it",
+            {
+                let about = f.forwarded().tcp(4242, 8080).syn();
+                Given(From::Backends, error(f, router(f), &f.down(), &about, header + 8).edit(|p| p.extend([7; 16])))
+            },
+            {
+                let told = error(f, f.vip, f.client, &asked().ttl(63), header + 8);
+                Expect::Sent("redirect", told.ethernet(UP_MAC, ROUTER_MAC).ttl(63).edit(|p| p.extend([7; 16])))
+            },
+        )
+        .after([asked().into()]),
+        row(
             "that is cut short",
             by_backend(&error(f, router(f), &f.down(), &f.forwarded().tcp(4242, 8080).syn(), header + 7)),
             Expect::Passed("malformed-icmp"),

@@ -6,7 +6,7 @@
 
 use lb_common::{
     abi::{Backend, Flow, FlowAbout, FlowKey},
-    flow::{Direction, State, TcpFlags},
+    flow::{Direction, State, TcpFlags, Tick},
     net::{Address, IfIndex, IpProto, Port},
     parse::{self, Segment},
     verdict::{DropReason, Verdict},
@@ -23,6 +23,10 @@ use crate::{
 /// How many source ports are tried for a new flow: the client's own, then random ones of the SNAT range.
 /// With half of the range in use towards one backend, one flow in 2^15 finds none.
 const SNAT_TRIES: u32 = 16;
+
+/// For how long, in ticks, a connection that is opening keeps its tuple from others while neither end says anything: no client
+/// takes so long to acknowledge an answer. A flood of SYNs would else take all tuples towards a backend for a minute.
+const OPENING_TUPLE: u32 = 3;
 
 /// How many bytes a backend may have sent when its client's first acknowledgement comes: any initial window.
 const FIRST_WINDOW: u32 = 1 << 20;
@@ -188,7 +192,12 @@ fn is_free<F: FamilyMaps>(key: &FlowKey<F::Address>, moment: Moment) -> bool {
             track::close(F::pending(), key, holder);
             true
         }
-        Some(_) => track::reap(F::pending(), key, moment.tick),
+        Some(holder) => {
+            let timeout = config::timeouts().opening;
+            // One that is opening is looked at as if it were later.
+            let ahead = if holder.state() == State::Opening { timeout.saturating_sub(OPENING_TUPLE) } else { 0 };
+            track::reap(F::pending(), key, Tick(moment.tick.0.wrapping_add(ahead)))
+        }
     }
 }
 

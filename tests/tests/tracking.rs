@@ -168,6 +168,27 @@ fn syns_force_out_no_established_flow() {
 }
 
 #[test]
+fn syns_do_not_take_all_ports_towards_a_backend_from_those_who_mean_it() {
+    with_datapath(SIZES, |datapath| {
+        datapath.with_snat_ports(6000..=6099, &services("10.2.0.1"), |datapath| {
+            // Twenty forged senders from each of the ports that there are, who never say more.
+            for host in 0..20_u32 {
+                for port in 6000..6100 {
+                    datapath.from_clients(&syn(&format!("198.51.100.{host}"), port));
+                }
+            }
+            refuse(datapath, &syn("192.0.2.7", 6042), "snat-ports-exhausted");
+            std::thread::sleep(std::time::Duration::from_millis(4400));
+            let ours = connect(datapath, "192.0.2.7", 6042);
+            std::thread::sleep(std::time::Duration::from_millis(4400));
+            for port in 6000..6050 {
+                assert_ne!(connect(datapath, "192.0.2.8", port), ours, "who has connected keeps its port");
+            }
+        });
+    });
+}
+
+#[test]
 fn a_syn_whose_answer_has_no_way_back_any_more_opens_anew() {
     with_datapath(Sizes { pending_flows: 256, ..SIZES }, |datapath| {
         datapath.apply(&services("10.2.0.1"));

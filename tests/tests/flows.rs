@@ -383,6 +383,21 @@ fn a_backend_sees_the_balancer() {
     }
 }
 
+/// What comes back to it by the balancer is from the balancer, not from itself, whose packets it would not take.
+#[test]
+fn a_backend_may_be_its_own_client() {
+    for lab in labs(1) {
+        let _servers = lab.serve(8080);
+        let _agent = Agent::start(&lab, &web(lab.backends()), &[]);
+        for vip in vips(80) {
+            let mut connection = lab.backend(1).tcp(vip).unwrap();
+            connection.echo(&"a long line ".repeat(100_000)).unwrap();
+            assert!(lab.lb().addresses().any(|own| own == connection.whoami().unwrap().ip()));
+            assert_eq!(lab.backend(1).udp(vip).unwrap().ask("who?").unwrap(), "b1");
+        }
+    }
+}
+
 /// A connected socket takes nothing else, so it takes one that is not.
 #[test]
 fn a_client_is_answered_from_where_it_asked() {

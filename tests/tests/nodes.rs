@@ -3,6 +3,7 @@
 //! The agent runs on `n1`, with XDP on the uplinks and with tc alone.
 
 use std::{
+    io::ErrorKind,
     net::{IpAddr, SocketAddr},
     thread,
     time::Duration,
@@ -110,16 +111,16 @@ fn a_pod_is_seen_by_every_backend_but_itself() {
         let cluster = variant.layout.clone().up();
         let _servers = serve(&cluster);
         let _agent = variant.start(cluster.node(1), &services(&cluster), &[]);
-        let rows = [
-            (NEIGHBOUR, Source::Client),
-            (REMOTE, Source::Client),
-            (HOST, Source::Client),
+        let in_cluster = |k| cluster_ips(k).map(|ip| SocketAddr::new(ip, PORT)).into();
+        let rows: [(_, Vec<_>, _); 4] = [
+            (NEIGHBOUR, in_cluster(NEIGHBOUR), Source::Client),
+            (REMOTE, in_cluster(REMOTE), Source::Client),
+            (HOST, in_cluster(HOST), Source::Client),
             // Itself: a hairpin. It would take no packet that says to come from it.
-            (LOCAL, Source::Node),
+            (LOCAL, frontends(&cluster, LOCAL), Source::Node),
         ];
-        assert_no_mistakes(rows.into_iter().flat_map(|(service, source)| {
+        assert_no_mistakes(rows.into_iter().flat_map(|(service, to, source)| {
             let cluster = &cluster;
-            let to = cluster_ips(service).map(|ip| SocketAddr::new(ip, PORT));
             to.into_iter().filter_map(move |to| mistake(cluster, cluster.pod(1, 1), to, service, source))
         }));
     }
@@ -306,6 +307,11 @@ fn udp_flows_leave_a_removed_backend_at_once_wherever_it_was() {
         for (service, name) in [(REMOTE, "n2-p1"), (HOST, "n1"), (LOCAL, "n1-p1")] {
             agent.apply(&with(service));
             assert_eq!(ask(), [name; 4]);
+            // The last one, too.
+            agent.apply(&file([Service::new(1)]));
+            for flow in &flows {
+                assert_eq!(flow.ask("nobody").unwrap_err().kind(), ErrorKind::ConnectionRefused);
+            }
         }
     }
 }

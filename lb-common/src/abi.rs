@@ -299,6 +299,20 @@ impl Backend {
     pub const IN_LOCAL: u16 = 4;
 }
 
+/// How many words of 64 bits `ADDRESS_BITS` has.
+pub const ADDRESS_WORDS: usize = 1 << 14;
+
+/// Where the bit of an address, as [`Address::to_words`] gives it, is in `ADDRESS_BITS`: the word's index, and the bit in it.
+#[inline(always)]
+pub const fn address_bit([a, b]: [u64; 2]) -> (u32, u64) {
+    // In a product with a large odd number the high bits depend on all bits, but addresses in a row would share some
+    // without the second one.
+    const FACTOR: u64 = 0x9E37_79B9_7F4A_7C15;
+    let product = (a ^ b.rotate_left(32)).wrapping_mul(FACTOR);
+    let hash = (product ^ product >> 32).wrapping_mul(FACTOR);
+    ((hash >> (u64::BITS - ADDRESS_WORDS.ilog2())) as u32, 1 << (hash >> 32 & 63))
+}
+
 /// A range of `TABLE`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TableRange {
@@ -557,6 +571,22 @@ mod tests {
         let mut reply = Flow::new(&key, &asked, &about(Direction::Reply));
         reply.arrive_at_port(&mut key, Port::from_host(61_234));
         assert_eq!(reply, Flow::new(&sent(61_234).reversed(), &asked, &about(Direction::Reply)));
+    }
+
+    #[test]
+    fn addresses_have_bits_of_their_own_where_there_is_room() {
+        let addresses = 1_u32 << 14;
+        let v4 = (0..addresses).map(|number| Ipv4Be::from_bytes((0x0A60_0000 + number).to_be_bytes()).to_words());
+        let v6 = (0..addresses).map(|number| {
+            let mut bytes = [0; 16];
+            bytes[..2].copy_from_slice(&[0xFD, 0]);
+            bytes[12..].copy_from_slice(&number.to_be_bytes());
+            Ipv6Be::from_bytes(bytes).to_words()
+        });
+        let bits: std::collections::HashSet<_> = v4.chain(v6).map(address_bit).collect();
+        assert!(bits.iter().all(|&(word, bit)| (word as usize) < ADDRESS_WORDS && bit.is_power_of_two()));
+        // By chance, 1 in 64 would share theirs.
+        assert!(bits.len() > 32_000, "{} bits for {} addresses", bits.len(), 2 * addresses);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! All maps, and the only places that read and write them.
 //!
-//! `SERVICE`, `TABLE`, `BACKENDS` and `EPOCH` are mapped into the agent's memory: it writes
+//! `SERVICE`, `TABLE`, `BACKENDS`, `EPOCH` and `ADDRESS_BITS` are mapped into the agent's memory: it writes
 //! them by plain stores, without a system call. Sizes here are the smallest that make sense;
 //! the agent sets the real ones when it loads the object.
 
@@ -17,8 +17,8 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Affinity, AffinityKey, BPF_F_MMAPABLE, Backend, Counter, Flow, FlowKey, Fragment, FragmentKey, Frontend,
-        InterfaceAddresses, Service, ServiceKey, Slot, SourceKey, TableRange, VipKey,
+        ADDRESS_WORDS, Affinity, AffinityKey, BPF_F_MMAPABLE, Backend, Counter, Flow, FlowKey, Fragment, FragmentKey,
+        Frontend, InterfaceAddresses, Service, ServiceKey, Slot, SourceKey, TableRange, VipKey, address_bit,
     },
     net::{Address, Family, IfIndex, Ipv4Be, Ipv6Be, V4, V6},
     parse::Segment,
@@ -55,6 +55,11 @@ static VIPS4: Vips<Ipv4Be> = HashMap::new();
 /// read; a miss means: this host's address, or nobody's.
 #[btf_map]
 static VIPS6: Vips<Ipv6Be> = HashMap::new();
+
+/// A bit for each hash of an address ([`address_bit`]), set if a service has such an address. The agent sets bits before it adds a
+/// frontend, and clears none; a bit that is not set means: not a service, at no port.
+#[btf_map]
+static ADDRESS_BITS: Array<u64, ADDRESS_WORDS, BPF_F_MMAPABLE> = Array::new();
 
 /// Service id and prefix of clients' addresses → 1. The agent writes, the programs read; a miss means: not allowed.
 #[btf_map]
@@ -278,6 +283,14 @@ impl FamilyMaps for V6 {
     fn source(addresses: &InterfaceAddresses) -> Ipv6Be {
         addresses.v6
     }
+}
+
+/// Whether an address may be a service's: of those that are not, nearly none.
+#[inline(always)]
+pub(crate) fn may_be_served<A: Address>(address: A) -> bool {
+    let (word, bit) = address_bit(address.to_words());
+    // SAFETY: An element of an array map, which is never freed; the volatile load is one load.
+    ADDRESS_BITS.get_ptr(word).is_some_and(|word| unsafe { ptr::read_volatile(word) } & bit != 0)
 }
 
 /// The service behind a frontend, and what holds for it.

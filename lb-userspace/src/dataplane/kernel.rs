@@ -111,6 +111,7 @@ pub struct Kernel {
     table: Region<Slot>,
     backends: Region<Backend>,
     epoch: Region<u32>,
+    address_bits: Region<u64>,
     addresses: HashMap<MapData, u32, InterfaceAddresses>,
     known_addresses: BTreeMap<u32, Addresses>,
     counters: PerCpuArray<MapData, Counter>,
@@ -160,6 +161,7 @@ impl Kernel {
             table: region(&mut object, "TABLE", sizes.slots)?,
             backends: region(&mut object, "BACKENDS", sizes.backends)?,
             epoch: region(&mut object, "EPOCH", 1)?,
+            address_bits: region(&mut object, "ADDRESS_BITS", abi::ADDRESS_WORDS as u32)?,
             addresses: map(&mut object, "ADDRESSES")?,
             known_addresses: BTreeMap::new(),
             counters: map(&mut object, "COUNTERS")?,
@@ -266,6 +268,13 @@ impl Kernel {
         self.known_addresses.get(&ANYWHERE).copied().unwrap_or_default()
     }
 
+    /// Lets the programs look for services at an address. Bits are never cleared: one that is of no service any more
+    /// costs packets to its addresses a lookup, and others may share it.
+    fn note_address(&self, address: IpAddr) {
+        let (word, bit) = abi::address_bit(net::words(address));
+        self.address_bits.set(word, self.address_bits.get(word) | bit);
+    }
+
     /// Every packet counter, summed over the CPUs.
     pub fn counters(&self) -> Result<Vec<Count>, DataplaneError> {
         COUNTERS
@@ -329,6 +338,7 @@ impl Dataplane for Kernel {
     }
 
     fn set_frontend(&mut self, frontend: &Frontend, value: abi::Frontend) -> Result<(), DataplaneError> {
+        self.note_address(frontend.address.ip());
         match frontend.address {
             SocketAddr::V4(address) => self.services4.insert(key(frontend, Ipv4Be::from(*address.ip())), value, 0),
             SocketAddr::V6(address) => self.services6.insert(key(frontend, Ipv6Be::from(*address.ip())), value, 0),
@@ -345,6 +355,7 @@ impl Dataplane for Kernel {
     }
 
     fn set_vip(&mut self, address: IpAddr, flags: u32) -> Result<(), DataplaneError> {
+        self.note_address(address);
         match address {
             IpAddr::V4(v4) => self.vips4.insert(VipKey { address: Ipv4Be::from(v4) }, flags, 0),
             IpAddr::V6(v6) => self.vips6.insert(VipKey { address: Ipv6Be::from(v6) }, flags, 0),

@@ -106,13 +106,14 @@ pub(crate) fn collections() -> Result<Vec<Collection>> {
         let kernel = datapath.tables.dataplane_mut();
         fill(kernel.flows().0, FLOWS)?;
         let mut collector = Collector::new(Settings::default().timeouts);
-        let mut passes = Vec::new();
+        let (mut flows, mut passes) = (FLOWS, Vec::new());
         for _ in 0..2 {
             let begin = cpu_time()?;
             kernel.collect(&mut collector, Duration::MAX)?;
             let cpu_ms = milliseconds(cpu_time()?.saturating_sub(begin));
             let pass = collector.last().context("the pass is over")?;
-            passes.push(Collection { flows: (pass.entries4 / 2) as u32, removed: pass.removed, cpu_ms });
+            passes.push(Collection { flows, removed: pass.removed, cpu_ms });
+            flows -= pass.removed as u32;
         }
         Ok(passes)
     })

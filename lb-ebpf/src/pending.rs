@@ -28,8 +28,9 @@ const SNAT_TRIES: u32 = 16;
 /// takes so long to acknowledge an answer. A flood of SYNs would else take all tuples towards a backend for a minute.
 const OPENING_TUPLE: u32 = 3;
 
-/// How many bytes a backend may have sent when its client's first acknowledgement comes: any initial window.
-const FIRST_WINDOW: u32 = 1 << 20;
+/// How many bytes a backend may have sent when its client's first acknowledgement comes: none, but by TCP Fast Open (RFC 7413)
+/// an initial window. Of acknowledgements that are guessed one in 2^16 gets through.
+const FIRST_WINDOW: u32 = 1 << 16;
 
 /// The pending flow of a packet, copied from its entry, which notes what the packet says. One that is over is removed; one
 /// that this packet establishes is promoted.

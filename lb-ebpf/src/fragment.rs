@@ -16,10 +16,23 @@ use crate::{
 const TIMEOUT: u32 = 28;
 
 /// Gives a later fragment the ports of its first. `false` if that is not known.
+///
+/// A first fragment takes the place of one that its sender gave the same identification before, whatever becomes of it:
+/// what comes after it is not of that one.
 #[inline(always)]
 pub(crate) fn follow<F: FamilyMaps>(segment: &mut Segment<F::Address>, moment: Moment) -> bool {
-    let Part::Later(identification) = segment.part else { return true };
-    match maps::fragment::<F>(&key(segment, identification)) {
+    let identification = match segment.part {
+        Part::Whole => return true,
+        Part::First(identification) | Part::Later(identification) => identification,
+    };
+    let known = maps::fragment::<F>(&key(segment, identification));
+    if let Part::First(_) = segment.part {
+        if known.is_some() {
+            remember::<F>(segment, moment);
+        }
+        return true;
+    }
+    match known {
         Some(first) if moment.tick.since(first.seen) <= TIMEOUT => {
             segment.key.source_port = first.source_port;
             segment.key.destination_port = first.destination_port;

@@ -44,6 +44,15 @@ pub(super) fn rows(f: Family) -> Vec<Row> {
         row("the first of a TCP segment", segment().remove(0), redirect(&forwarded()[0])),
         row("and the rest", segment().remove(1), redirect(&forwarded()[1])).after([segment().remove(0).into()]),
         row(
+            "what follows a first that opens nothing is not of the one before it",
+            segment().remove(1),
+            Expect::Dropped("fragment-lost"),
+        )
+        .after([
+            segment().remove(0).into(),
+            f.ask(f.vip).tcp(4243, 80).ack().payload(&[7; 64]).pieces(&[24]).remove(0).into(),
+        ]),
+        row(
             "of another protocol",
             f.ask(f.vip).protocol(47).payload(&[0; 64]).fragment(8, false),
             Expect::Passed("other-protocol"),

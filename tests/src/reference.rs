@@ -161,8 +161,8 @@ pub struct Reference {
     vips: BTreeMap<IpAddr, bool>,
     /// All that ever were.
     flows: Vec<Flow>,
-    /// The ports in first fragments, by addresses, protocol and identification.
-    firsts: BTreeMap<(IpAddr, IpAddr, Protocol, u16), (u16, u16)>,
+    /// The ports in first fragments, by addresses, protocol and identification, and whether they may have gone to a backend.
+    firsts: BTreeMap<(IpAddr, IpAddr, Protocol, u16), (u16, u16, bool)>,
     /// By client, and by service as backends know it.
     remembered: BTreeMap<(IpAddr, (String, Protocol, u16)), Remembered>,
     /// In seconds.
@@ -369,7 +369,8 @@ impl Reference {
         let Some(tuple) = packet.tuple() else { return Vec::new() };
         if let Some(cut) = segment.cut {
             let key = (packet.source, packet.destination, tuple.protocol, cut.identification);
-            self.firsts.insert(key, (segment.source_port, segment.destination_port));
+            let has_way = segment.opens() || self.find(&tuple).is_some();
+            self.firsts.insert(key, (segment.source_port, segment.destination_port, has_way));
         }
         match self.find(&tuple) {
             Some((index, Direction::Request)) if self.flows[index].is_left_by(segment) => {
@@ -556,7 +557,7 @@ impl Reference {
     fn later_piece(&self, hook: Hook, packet: &Packet, piece: &LaterPiece) -> Vec<Outcome> {
         let key = (packet.source, packet.destination, piece.protocol, piece.identification);
         let is_vip = self.vips.contains_key(&packet.destination);
-        let Some(&(source, destination)) = self.firsts.get(&key) else {
+        let Some(&(source, destination, has_way)) = self.firsts.get(&key) else {
             return vec![match hook {
                 Hook::Uplink(_) | Hook::Pod if is_vip => Outcome::dropped("fragment-lost"),
                 _ => Outcome::untouched("fragment"),
@@ -569,7 +570,7 @@ impl Reference {
         };
         let followed = self.find(&tuple).map(|(index, direction)| {
             let outcome = self.underway(hook, packet, index, direction).with(Effect::Nothing);
-            (outcome, self.flows[index].is_orphaned_datagrams())
+            (outcome, !has_way || self.flows[index].is_orphaned_datagrams())
         });
         match followed {
             Some((outcome, false)) => vec![outcome],

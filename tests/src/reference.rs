@@ -161,8 +161,8 @@ pub struct Reference {
     vips: BTreeMap<IpAddr, bool>,
     /// All that ever were.
     flows: Vec<Flow>,
-    /// The ports in first fragments, by addresses, protocol and identification, and whether they may have gone to a backend.
-    firsts: BTreeMap<(IpAddr, IpAddr, Protocol, u16), (u16, u16, bool)>,
+    /// First fragments, by addresses, protocol and identification.
+    firsts: BTreeMap<(IpAddr, IpAddr, Protocol, u16), First>,
     /// By client, and by service as backends know it.
     remembered: BTreeMap<(IpAddr, (String, Protocol, u16)), Remembered>,
     /// In seconds.
@@ -370,7 +370,8 @@ impl Reference {
         if let Some(cut) = segment.cut {
             let key = (packet.source, packet.destination, tuple.protocol, cut.identification);
             let has_way = segment.opens() || self.find(&tuple).is_some();
-            self.firsts.insert(key, (segment.source_port, segment.destination_port, has_way));
+            let (source_port, destination_port) = (segment.source_port, segment.destination_port);
+            self.firsts.insert(key, First { source_port, destination_port, has_way });
         }
         match self.find(&tuple) {
             Some((index, Direction::Request)) if self.flows[index].is_left_by(segment) => {
@@ -557,7 +558,7 @@ impl Reference {
     fn later_piece(&self, hook: Hook, packet: &Packet, piece: &LaterPiece) -> Vec<Outcome> {
         let key = (packet.source, packet.destination, piece.protocol, piece.identification);
         let is_vip = self.vips.contains_key(&packet.destination);
-        let Some(&(source, destination, has_way)) = self.firsts.get(&key) else {
+        let Some(&First { source_port, destination_port, has_way }) = self.firsts.get(&key) else {
             return vec![match hook {
                 Hook::Uplink(_) | Hook::Pod if is_vip => Outcome::dropped("fragment-lost"),
                 _ => Outcome::untouched("fragment"),
@@ -565,8 +566,8 @@ impl Reference {
         };
         let tuple = Tuple {
             protocol: piece.protocol,
-            source: SocketAddr::new(packet.source, source),
-            destination: SocketAddr::new(packet.destination, destination),
+            source: SocketAddr::new(packet.source, source_port),
+            destination: SocketAddr::new(packet.destination, destination_port),
         };
         let followed = self.find(&tuple).map(|(index, direction)| {
             let outcome = self.underway(hook, packet, index, direction).with(Effect::Nothing);
@@ -647,6 +648,15 @@ fn refusal(segment: &Segment, told: &'static str, untold: &'static str) -> Outco
         Protocol::Tcp => Outcome::new(told, Fate::Answered(Answer::Reset)),
         Protocol::Udp | Protocol::Sctp => Outcome::new(told, Fate::Answered(Answer::Unreachable)),
     }
+}
+
+/// What a first fragment says, and what became of it.
+#[derive(Clone, Copy, Debug)]
+struct First {
+    source_port: u16,
+    destination_port: u16,
+    /// Whether it may have gone to a backend, or back from one.
+    has_way: bool,
 }
 
 /// What may become of a fragment whose first has no flow: it is never answered, and never sent on.

@@ -51,7 +51,7 @@ abi! {
 
 abi! {
     /// Value of `SERVICE`, at a service's id.
-    pub struct Service where 32 {
+    pub struct Service where 40 {
         /// The range of `TABLE` with the backends of policy Cluster, as [`TableRange::to_word`] packs it: changed by
         /// one aligned 8-byte store.
         pub cluster: u64,
@@ -59,6 +59,8 @@ abi! {
         pub local: u64,
         /// How many picks round robin has made; the only field that the kernel writes.
         pub cursor: u64,
+        /// A hash of the service's name, by which an agent that starts again knows it; zero: nobody has the id.
+        pub name: u64,
         /// For how many seconds a client's new flows go where its last one went; zero: no session affinity.
         pub affinity: u32,
         /// A [`crate::select::Algorithm`].
@@ -96,7 +98,9 @@ abi! {
         /// Its share of new flows; zero: none.
         pub weight: u16,
         /// Zero.
-        pub _pad: [u16; 3],
+        pub _pad: u16,
+        /// The id of its service.
+        pub service: u32,
     }
 }
 
@@ -278,6 +282,25 @@ impl SourceKey {
     }
 }
 
+impl SourceKey {
+    /// The address, as [`Address::to_words`] gives it.
+    pub const fn words(&self) -> [u64; 2] {
+        let [a, b, c, d] = self.address;
+        [whole(a, b), whole(c, d)]
+    }
+}
+
+/// The inverse of [`halves`].
+const fn whole(first: u32, second: u32) -> u64 {
+    let (high, low) = if cfg!(target_endian = "big") { (first, second) } else { (second, first) };
+    (high as u64) << 32 | low as u64
+}
+
+/// The value of an entry of `SOURCES` with an IPv4 range.
+pub const SOURCES_IPV4: u32 = 4;
+/// The value of an entry of `SOURCES` with an IPv6 range.
+pub const SOURCES_IPV6: u32 = 6;
+
 /// The halves of a word in the order in which they stand in memory.
 #[inline(always)]
 const fn halves(word: u64) -> (u32, u32) {
@@ -297,7 +320,25 @@ impl Backend {
     pub const IN_CLUSTER: u16 = 2;
     /// It takes new flows by policy Local.
     pub const IN_LOCAL: u16 = 4;
+    /// The id is a backend's; without, nobody has it.
+    pub const TAKEN: u16 = 8;
+    /// Its address is of IPv6.
+    pub const IPV6: u16 = 16;
+
+    /// How many live flows it has, and its weight: what least-connections compares.
+    #[inline(always)]
+    pub const fn load(&self) -> (u64, u16) {
+        // Evicted flows were not counted out until the agent does it, and a count may be below zero for a moment.
+        let is_negative = self.active.cast_signed() < 0;
+        (if is_negative { 0 } else { self.active }, self.weight)
+    }
 }
+
+/// The version of what stands in the maps: agents that differ in it can't take over from each other.
+pub const LAYOUT: u32 = 1;
+
+/// For how many counters `COUNTERS` has room: more than there are, so that the map outlives an upgrade to more.
+pub const COUNTERS_MAX: usize = 128;
 
 /// How many words of 64 bits `ADDRESS_BITS` has.
 pub const ADDRESS_WORDS: usize = 1 << 14;

@@ -54,7 +54,7 @@ impl Family for V6 {
 }
 
 /// What the pipeline needs of an address, whatever its family.
-pub trait Address: Copy + Eq + 'static {
+pub trait Address: Copy + Eq + Into<IpAddr> + 'static {
     /// No address: the unspecified one, all zeros.
     const UNSPECIFIED: Self;
     /// What fills the struct of an address and two 16-bit numbers up to the address's alignment.
@@ -291,6 +291,18 @@ impl From<Ipv6Addr> for Ipv6Be {
 impl From<Ipv6Be> for Ipv6Addr {
     fn from(address: Ipv6Be) -> Self {
         Self::from(address.to_bytes())
+    }
+}
+
+impl From<Ipv4Be> for IpAddr {
+    fn from(address: Ipv4Be) -> Self {
+        Self::V4(address.into())
+    }
+}
+
+impl From<Ipv6Be> for IpAddr {
+    fn from(address: Ipv6Be) -> Self {
+        Self::V6(address.into())
     }
 }
 

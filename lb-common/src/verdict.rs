@@ -197,6 +197,7 @@ mod tests {
     fn counters_are_dense_and_unique() {
         let indexes: BTreeSet<_> = COUNTERS.iter().map(|counter| counter.index as usize).collect();
         assert!(indexes.into_iter().eq(0..COUNTERS.len()), "an index is missing or taken twice");
+        assert!(COUNTERS.len() <= crate::abi::COUNTERS_MAX);
         let names: HashSet<_> = COUNTERS.iter().map(|counter| counter.name).collect();
         assert_eq!(names.len(), COUNTERS.len());
     }

@@ -42,7 +42,7 @@ pub(crate) trait Compose: FamilyMaps {
     /// Whether ICMP's checksum covers a pseudo-header.
     const HAS_PSEUDO_HEADER: bool;
 
-    /// Writes a network header for `payload` bytes; its own checksum is left at zero.
+    /// Writes a network header for `payload` bytes, with its checksum where the family has one.
     fn write(to: *mut u8, from: Self::Address, for_: Self::Address, proto: IpProto, payload: u16);
 }
 

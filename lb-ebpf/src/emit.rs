@@ -107,6 +107,12 @@ pub(crate) fn verdict<P: Packet, A: Address>(packet: &P, flow: &Flow<A>, way: Wa
     }
 }
 
+/// Whether the next hop that a flow remembers, if it needs one, is of another epoch and has to be asked for again.
+#[inline(always)]
+pub(crate) fn has_lost_its_hop<A: Address>(flow: &Flow<A>, moment: Moment) -> bool {
+    flow.needs_hop() && flow.hop.epoch != moment.epoch
+}
+
 /// Asks the kernel's FIB where a packet goes once it is translated as the flow says, and notes it in the flow.
 ///
 /// A hop whose neighbour is unknown stays of another epoch, to be asked for again with the next packet;

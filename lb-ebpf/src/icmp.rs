@@ -105,7 +105,7 @@ fn error<P: Packet, F: Icmp>(packet: &P, segment: &Segment<F::Address>) -> Resul
         None => find::<F>(F::pending(), &embedded).ok_or(PassReason::OtherIcmp)?,
     };
     emit::is_here(packet, segment, flow)?;
-    if flow.needs_hop() && flow.hop.epoch != moment.epoch {
+    if emit::has_lost_its_hop(flow, moment) {
         emit::lookup::<P, F>(packet, segment, moment, flow)?;
     }
     let (way, reason) = emit::way(packet, segment, flow, moment.epoch);

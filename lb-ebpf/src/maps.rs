@@ -17,18 +17,18 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        ADDRESS_WORDS, Affinity, AffinityKey, BPF_F_MMAPABLE, Backend, Counter, Flow, FlowKey, Fragment, FragmentKey,
-        Frontend, InterfaceAddresses, Service, ServiceKey, Slot, SourceKey, TableRange, VipKey, address_bit,
+        ADDRESS_WORDS, Affinity, AffinityKey, BPF_F_MMAPABLE, Backend, COUNTERS_MAX, Counter, Flow, FlowKey, Fragment,
+        FragmentKey, Frontend, InterfaceAddresses, Service, ServiceKey, Slot, SourceKey, TableRange, VipKey,
+        address_bit,
     },
     net::{Address, Family, IfIndex, Ipv4Be, Ipv6Be, V4, V6},
     parse::Segment,
-    verdict::{COUNTERS as ALL_COUNTERS, Stage},
+    verdict::Stage,
 };
 
 use crate::asm;
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
-const N_COUNTERS: usize = ALL_COUNTERS.len();
 
 /// How many datagrams in fragments are followed at a time, in each family: those of some seconds.
 const N_FRAGMENTS: usize = 8192;
@@ -61,7 +61,7 @@ static VIPS6: Vips<Ipv6Be> = HashMap::new();
 #[btf_map]
 static ADDRESS_BITS: Array<u64, ADDRESS_WORDS, BPF_F_MMAPABLE> = Array::new();
 
-/// Service id and prefix of clients' addresses → 1. The agent writes, the programs read; a miss means: not allowed.
+/// Service id and prefix of clients' addresses → the IP family's number. The agent writes, the programs read; a miss means: not allowed.
 #[btf_map]
 static SOURCES: LpmTrie<SourceKey, u32, 1> = LpmTrie::new();
 
@@ -119,7 +119,7 @@ static EPOCH: Array<u32, 1, BPF_F_MMAPABLE> = Array::new();
 
 /// Verdict → packets and bytes, for each CPU. The programs write, the agent reads.
 #[btf_map]
-static COUNTERS: PerCpuArray<Counter, N_COUNTERS> = PerCpuArray::new();
+static COUNTERS: PerCpuArray<Counter, COUNTERS_MAX> = PerCpuArray::new();
 
 /// Where a new IPv4 flow's entries are built, on each CPU. The programs write and read; always there.
 #[btf_map]

@@ -51,7 +51,7 @@ pub(crate) fn find<P: Packet, F: FamilyMaps>(
         return Ok(None);
     }
     let has_lasted = moment.tick.since(flow.last_seen) > 0;
-    if flow.needs_hop() && flow.hop.epoch != moment.epoch {
+    if emit::has_lost_its_hop(flow, moment) {
         emit::lookup::<P, F>(packet, segment, moment, flow)?;
         maps::replace_flow(F::pending(), key, flow);
         let Some(replaced) = maps::flow(F::pending(), key) else { return Ok(None) };

@@ -95,6 +95,7 @@ fn by_algorithm<A: Address>(service: &ServiceEntry, range: TableRange, key: &Flo
         return Ok(first);
     }
     let second = draw(Algorithm::Random, service, range, key)?;
+    let load = |id| maps::backend(id).map(Backend::load).ok_or(DropReason::MapMissing);
     Ok(if prefers_second(load(first)?, load(second)?) { second } else { first })
 }
 
@@ -108,14 +109,6 @@ fn draw<A: Address>(
 ) -> Result<u32, DropReason> {
     let index = slot_index(algorithm, range.length, key, random, || service.next_pick());
     maps::slot(range.base.wrapping_add(index)).ok_or(DropReason::MapMissing)
-}
-
-/// How many live flows a backend has, and its weight.
-#[inline(always)]
-fn load(id: u32) -> Result<(u64, u16), DropReason> {
-    let backend = maps::backend(id).ok_or(DropReason::MapMissing)?;
-    // Evicted flows were not counted out until the agent does it, and a count may be below zero for a moment.
-    Ok(((backend.active as i64).max(0) as u64, backend.weight))
 }
 
 /// 32 random bits.

@@ -75,7 +75,7 @@ pub(crate) fn update<P: Packet, F: FamilyMaps>(
 ) -> Result<(), Verdict> {
     let before = flow.state();
     let state = before.after(segment.flags);
-    let is_lost = flow.hop.epoch != moment.epoch && flow.needs_hop();
+    let is_lost = emit::has_lost_its_hop(flow, moment);
     if state != before || is_lost {
         if is_lost {
             emit::lookup::<P, F>(packet, segment, moment, flow)?;

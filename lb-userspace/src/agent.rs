@@ -3,8 +3,8 @@
 mod interfaces;
 
 use std::{
-    collections::{BTreeMap, HashSet},
-    path::PathBuf,
+    collections::HashSet,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -24,13 +24,14 @@ use crate::{
         },
         server::{BindError, Query, Server},
     },
+    cleanup,
     dataplane::{
-        DataplaneError, Sizes,
+        DataplaneError, SizeOptions, Sizes,
         collect::{Collector, Progress},
-        kernel::{Kernel, Settings, XdpMode},
+        kernel::{self, Kernel, Pins, PinsError, Settings, XdpMode},
         tables::Tables,
     },
-    model::{Desired, TrafficPolicy},
+    model::{Desired, Service, ServiceName, TrafficPolicy},
     network::{Change, Network, NetworkError, Roles},
     policy::{self, Node},
     source::file::{self, FileError, Update},
@@ -48,8 +49,12 @@ pub struct Options {
     pub services: PathBuf,
     /// Where the admin socket is.
     pub admin: PathBuf,
+    /// Below which directory everything is pinned that outlives the agent.
+    pub bpffs: PathBuf,
+    /// Whether traffic goes on when the agent stops.
+    pub keep: bool,
     /// How much the tables hold.
-    pub sizes: Sizes,
+    pub sizes: SizeOptions,
     /// What the programs are told.
     pub settings: Settings,
     /// Whether kernel settings are left as they are.
@@ -74,6 +79,9 @@ pub enum AgentError {
     /// The services file is not followed any more.
     #[error("the services file is not followed any more; this is a bug in wharf")]
     SourceEnded,
+    /// What outlives the agent could not be taken over, or removed.
+    #[error(transparent)]
+    Pins(#[from] PinsError),
     /// Signals can't be received.
     #[error("signal handlers could not be set up")]
     Signals(#[source] std::io::Error),
@@ -101,7 +109,7 @@ enum Event {
     Shutdown,
 }
 
-/// Balances until SIGTERM or SIGINT, then detaches and leaves nothing behind.
+/// Balances until SIGTERM or SIGINT. What is pinned goes on then, or is removed without a trace, as the options say.
 pub async fn run(options: Options) -> Result<(), AgentError> {
     let mut signals = Signals::new().map_err(AgentError::Signals)?;
     let (reload, reload_receiver) = mpsc::channel(1);
@@ -110,8 +118,18 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     // First, so that a second agent ends before it touches anything.
     let server = Server::bind(&options.admin).await?;
     tokio::spawn(file::watch(options.services.clone(), reload_receiver, update_sender));
-    let first = updates.recv().await.ok_or(AgentError::SourceEnded)??;
-    let mut agent = Agent::start(options, first).await?;
+    let pins = take_pins(&options.bpffs, &mut signals).await?;
+    let Some(pins) = pins else { return Ok(()) };
+    let are_new = pins.are_new();
+    let first = updates.recv().await.ok_or(AgentError::SourceEnded)?;
+    let (bpffs, admin) = (options.bpffs.clone(), options.admin.clone());
+    let mut agent = match Agent::start(options, pins, first).await {
+        Err(error) if are_new => {
+            cleanup::clean_up(&bpffs, &admin).await?;
+            return Err(error);
+        }
+        started => started?,
+    };
     let server = tokio::spawn(server.serve(query_sender));
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -132,7 +150,10 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             Event::Network(change) => agent.follow(change).await,
             Event::Look => agent.look().await,
             Event::AttachPods => agent.attach_pods(),
-            Event::Tick => agent.confirm_neighbours().await,
+            Event::Tick => {
+                agent.confirm_neighbours().await;
+                agent.pin_again();
+            }
             Event::Collect => agent.collect(),
             // Whoever asked may have gone; that is theirs.
             Event::Query(query) => drop(query.reply.send(agent.answer(query.request))),
@@ -141,13 +162,46 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             Event::Shutdown => break,
         }
     }
-    info!("stopping: detaching from {}", agent.options.roles.uplinks.join(", "));
-    agent.detach().await;
+    let keep = agent.options.keep;
+    // With it goes the hold on what is pinned.
+    drop(agent);
+    let result = if keep {
+        info!("stopping; traffic goes on as it is until an agent starts again, or `wharf cleanup` ends it");
+        Ok(())
+    } else {
+        info!("stopping, and detaching from everything");
+        cleanup::clean_up(&bpffs, &admin).await.map(drop)
+    };
     // Dropped with its task, which removes the socket.
     server.abort();
     let _aborted = server.await;
-    Ok(())
+    Ok(result?)
 }
+
+/// Takes the pins as soon as that is possible; `None` if the agent is to stop before.
+async fn take_pins(bpffs: &Path, signals: &mut Signals) -> Result<Option<Pins>, PinsError> {
+    let mut said = None;
+    loop {
+        match Pins::take(bpffs) {
+            Err(error) if error.may_pass() => {
+                let text = describe(&error);
+                if said.as_ref() != Some(&text) {
+                    error!("waiting: {text}");
+                    said = Some(text);
+                }
+            }
+            taken => return taken.map(Some),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(PINS_PAUSE) => {}
+            Event::Shutdown = signals.next() => return Ok(None),
+            else => {}
+        }
+    }
+}
+
+/// How long the agent waits before it tries again to take pins that it can't take now.
+const PINS_PAUSE: Duration = Duration::from_secs(2);
 
 /// How often neighbours are looked after. The kernel takes one for stale some 15 to 45 s after it was heard of last.
 const TICK: Duration = Duration::from_secs(15);
@@ -164,8 +218,11 @@ struct Agent {
     options: Options,
     tables: Tables<Kernel>,
     network: Network,
-    /// The services that are in force as their source has them; `tables` has what was decided of them for this node.
-    desired: Arc<Desired>,
+    /// The services that are in force as their source has them; `tables` has what was decided of them for this node. Until the
+    /// source has said what there is to be, all that a former agent left stays as it is.
+    desired: Option<Arc<Desired>>,
+    /// How much the tables hold.
+    sizes: Sizes,
     /// What the services are decided by.
     node: Node,
     collector: Collector,
@@ -183,6 +240,8 @@ struct Agent {
     refused: Option<String>,
     /// Uplinks that are not there now.
     lost: HashSet<String>,
+    /// Whether it was said that not everything is pinned.
+    is_unpinned: bool,
     /// Pod-facing devices that can't be attached to, by number.
     refused_pods: HashSet<u32>,
     /// Puts the settings back when the agent is dropped.
@@ -190,17 +249,24 @@ struct Agent {
 }
 
 impl Agent {
-    /// Loads, fills the tables, then attaches: the first packet finds all services.
-    async fn start(options: Options, first: file::Loaded) -> Result<Self, AgentError> {
+    /// Loads, fills the tables, then attaches: the first packet finds all services. Where a former agent left its tables, what
+    /// they say stays as it is until the source makes sense.
+    async fn start(options: Options, pins: Pins, first: Update) -> Result<Self, AgentError> {
         let begin = Instant::now();
         let roles = Roles { uplinks: canonical(&options.roles.uplinks)?, ..options.roles };
         let options = Options { roles, ..options };
         let network = Network::follow(options.roles.clone()).await?;
         network.check_uplinks()?;
-        let desired = first.desired;
-        let addresses = network.addresses(&BTreeMap::new(), |address| desired.is_frontend(address));
-        let mut kernel = Kernel::load(&options.sizes, &options.settings)?;
-        let mut sysctls = Sysctls::default();
+        let (first, refused) = match first {
+            Err(error) if !pins.are_new() => (None, Some(error)),
+            loaded => (Some(loaded?), None),
+        };
+        let sizes = options.sizes.settle(kernel::pinned_sizes(&pins)?);
+        let mut kernel = Kernel::load_pinned(&sizes, &options.settings, pins)?;
+        let addresses = network.addresses(kernel.addresses(), |address| {
+            first.as_ref().is_some_and(|first| first.desired.is_frontend(address))
+        });
+        let mut sysctls = Sysctls::open(&cleanup::record(&options.admin)?);
         sysctl::warn_of_shared_ports(&options.settings.snat_ports);
         if !options.keep_sysctls {
             // VLAN devices on the named interfaces, too: the stack takes in what comes by them.
@@ -211,9 +277,10 @@ impl Agent {
         kernel.set_addresses(&addresses)?;
         let mut agent = Self {
             node: network.node(kernel.default_addresses()),
-            tables: Tables::new(kernel, options.sizes),
+            tables: Tables::open(kernel, sizes)?,
+            sizes,
             network,
-            desired,
+            desired: None,
             collector: Collector::new(options.settings.timeouts),
             collect_at: begin + COLLECTION,
             look_at: None,
@@ -221,29 +288,37 @@ impl Agent {
             attach_at: None,
             started: begin,
             applied: begin,
-            revision: 1,
+            revision: u64::from(first.is_some()),
             refused: None,
             lost: HashSet::new(),
             refused_pods: HashSet::new(),
+            is_unpinned: false,
             sysctls,
             options,
         };
-        agent.enforce(&Arc::clone(&agent.desired))?;
-        first.warnings.iter().for_each(|warning| warn!("{warning}"));
+        if let Some(error) = refused {
+            agent.refuse(&error);
+        }
+        let changes = first.as_ref().map_or(Ok(0), |first| agent.enforce(&first.desired))?;
+        first.iter().flat_map(|first| &first.warnings).for_each(|warning| warn!("{warning}"));
         agent.attach()?;
         agent.choose_addresses();
+        agent.reclaim();
+        if agent.options.keep {
+            agent.sysctls.keep();
+        }
         if addresses.values().all(|known| known.v4.is_none() && known.v6.is_none()) {
             warn!("no interface has an address yet that packets to backends could leave with");
         }
         agent.applied = Instant::now();
-        info!(services = agent.desired.services().len(), milliseconds = begin.elapsed().as_millis(), "balancing");
+        info!(services = agent.services().count(), changes, milliseconds = begin.elapsed().as_millis(), "balancing");
         Ok(agent)
     }
 
     /// Makes the tables say what is desired, on the node as it is now. This is the one place where services are applied.
     fn enforce(&mut self, desired: &Arc<Desired>) -> Result<usize, DataplaneError> {
         let changes = self.tables.apply(&Arc::new(policy::decide(desired, &self.node)))?;
-        self.desired = Arc::clone(desired);
+        self.desired = Some(Arc::clone(desired));
         Ok(changes)
     }
 
@@ -266,7 +341,8 @@ impl Agent {
     /// Decides anew what is to be served, by the node as it is now.
     fn settle(&mut self, node: Node) {
         let before = std::mem::replace(&mut self.node, node);
-        match self.enforce(&Arc::clone(&self.desired)) {
+        let Some(desired) = self.desired.clone() else { return };
+        match self.enforce(&desired) {
             Ok(changes) => info!(changes, "services applied to the node's addresses and pods as they are now"),
             Err(error) => {
                 error!(error = describe(&error), "the services stay as they were for the node as it was");
@@ -327,7 +403,9 @@ impl Agent {
     /// Sets the addresses that packets leave with, and by which interfaces, as those and the services are now.
     fn choose_addresses(&mut self) {
         let before = self.tables.dataplane().addresses();
-        let mut addresses = self.network.addresses(before, |address| self.desired.is_frontend(address));
+        let mut addresses = self
+            .network
+            .addresses(before, |address| self.desired.as_ref().is_some_and(|desired| desired.is_frontend(address)));
         let kernel = self.tables.dataplane_mut();
         for (&interface, known) in &mut addresses {
             known.is_attached &= kernel.sends_by(interface);
@@ -366,8 +444,8 @@ impl Agent {
                 Ok(status) => Response::Status(Box::new(status)),
                 Err(error) => Response::Error(describe(&error)),
             },
-            Request::Services => Response::Services(self.services()),
-            Request::Backends => Response::Backends(self.backends()),
+            Request::Services => Response::Services(self.service_reports()),
+            Request::Backends => Response::Backends(self.backend_reports()),
         }
     }
 
@@ -411,7 +489,7 @@ impl Agent {
 
     /// How full the flow tables were when they were last gone through.
     fn flow_tables(&self) -> impl Iterator<Item = TableReport> {
-        let size = u64::from(self.options.sizes.flows);
+        let size = u64::from(self.sizes.flows);
         let table =
             move |name: &str, entries: u64| TableReport { name: name.to_owned(), used: entries.div_ceil(2), size };
         self.collector
@@ -420,9 +498,13 @@ impl Agent {
             .flat_map(move |pass| [table("flows (IPv4)", pass.entries4), table("flows (IPv6)", pass.entries6)])
     }
 
-    fn services(&self) -> Vec<ServiceReport> {
-        let services = self.desired.services().iter();
-        services
+    /// The services that are in force.
+    fn services(&self) -> impl Iterator<Item = (&ServiceName, &Service)> {
+        self.desired.iter().flat_map(|desired| desired.services())
+    }
+
+    fn service_reports(&self) -> Vec<ServiceReport> {
+        self.services()
             .map(|(name, service)| ServiceReport {
                 name: name.name.to_string(),
                 port: name.port.to_string(),
@@ -441,9 +523,8 @@ impl Agent {
             .collect()
     }
 
-    fn backends(&self) -> Vec<BackendReport> {
-        let services = self.desired.services().iter();
-        services
+    fn backend_reports(&self) -> Vec<BackendReport> {
+        self.services()
             .flat_map(|(name, service)| {
                 self.tables.members(name).filter_map(move |(address, member, entry)| {
                     let endpoint = service.endpoints.get(&address)?;

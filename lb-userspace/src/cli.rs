@@ -1,6 +1,7 @@
 //! The command line. Each command is a thin shell around the library, in a file of its own.
 mod backends;
 mod check;
+mod cleanup;
 mod run;
 mod services;
 mod status;
@@ -34,7 +35,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Balance: attach to interfaces and serve what the services file says
-    Run(run::Args),
+    Run(Box<run::Args>),
     /// Check a services file, without root and without an agent
     Check(check::Args),
     /// Show how the agent is, how full its tables are, and what became of packets
@@ -43,17 +44,20 @@ enum Command {
     Services(services::Args),
     /// List the backends that the agent sends to
     Backends(backends::Args),
+    /// Take away what agents left here: programs, tables with all flows, changes to the host
+    Cleanup(cleanup::Args),
 }
 
 impl Cli {
     /// Does what the command line says.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
-            Command::Run(args) => run::run(args),
+            Command::Run(args) => run::run(*args),
             Command::Check(args) => check::run(&args),
             Command::Status(args) => status::run(&args),
             Command::Services(args) => services::run(&args),
             Command::Backends(args) => backends::run(&args),
+            Command::Cleanup(args) => cleanup::run(&args),
         }
     }
 }

@@ -8,15 +8,23 @@ mod grace;
 pub mod kernel;
 pub mod memory;
 pub mod region;
+mod sizes;
 mod slots;
 pub mod tables;
 
-use std::net::IpAddr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+};
 
 use ipnet::IpNet;
 use lb_common::abi::{self, Backend, Service, Slot};
 use region::Region;
 
+use self::kernel::{PinsError, ReplaceError, Shape};
+
+pub use self::sizes::{SizeOptions, Sizes};
 use crate::model::Frontend;
 
 /// The maps that say which packet goes where.
@@ -39,74 +47,15 @@ pub trait Dataplane {
     fn add_source(&mut self, service: u32, range: &IpNet) -> Result<(), DataplaneError>;
     /// Lets clients of a range in to a service no more.
     fn remove_source(&mut self, service: u32, range: &IpNet) -> Result<(), DataplaneError>;
+    /// Every frontend that leads somewhere, with what holds for it.
+    fn frontends(&self) -> Result<BTreeMap<Frontend, abi::Frontend>, DataplaneError>;
+    /// Every address that is a service's alone, with its flags.
+    fn vips(&self) -> Result<BTreeMap<IpAddr, u32>, DataplaneError>;
+    /// The ranges of clients that are let in, each with the id of the service.
+    fn sources(&self) -> Result<BTreeSet<(u32, IpNet)>, DataplaneError>;
     /// Waits until every packet that is being processed now is done: after that, nobody holds what was
     /// unpublished before. Milliseconds, not microseconds.
     fn wait_for_readers(&self) -> Result<(), DataplaneError>;
-}
-
-/// How much the tables hold. The kernel's memory for most of it is taken when the agent starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
-pub struct Sizes {
-    /// How many services there may be: ports of services, counted for each IP family.
-    #[arg(id = "max-services", long, value_name = "N", default_value_t = Self::DEFAULT.services, value_parser = clap::value_parser!(u32).range(1..=1 << 22))]
-    pub services: u32,
-    /// How many backends there may be, counted for each service port.
-    #[arg(id = "max-backends", long, value_name = "N", default_value_t = Self::DEFAULT.backends, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
-    pub backends: u32,
-    /// How many slots the backend sets may have in all: one a unit of weight, or about 100 a backend with maglev and source-hash.
-    #[arg(id = "max-slots", long, value_name = "N", default_value_t = Self::DEFAULT.slots, value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
-    pub slots: u32,
-    /// How many flows are remembered in each IP family; beyond that the least recently used one is forgotten.
-    #[arg(id = "max-flows", long, value_name = "N", default_value_t = Self::DEFAULT.flows, value_parser = clap::value_parser!(u32).range(128..=1 << 26))]
-    pub flows: u32,
-    /// How many flows that no backend has answered yet are remembered in each IP family; beyond that the least recently used one is forgotten.
-    #[arg(id = "max-pending-flows", long, value_name = "N", default_value_t = Self::DEFAULT.pending_flows, value_parser = clap::value_parser!(u32).range(128..=1 << 26))]
-    pub pending_flows: u32,
-    /// How many clients of services with session affinity are remembered; beyond that the least recently used one is forgotten.
-    #[arg(id = "max-affinity-clients", long, value_name = "N", default_value_t = Self::DEFAULT.affinity_clients, value_parser = clap::value_parser!(u32).range(128..=1 << 26))]
-    pub affinity_clients: u32,
-    /// How many source ranges there may be, counted for each service port.
-    #[arg(id = "max-source-ranges", long, value_name = "N", default_value_t = Self::DEFAULT.source_ranges, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
-    pub source_ranges: u32,
-}
-
-impl Sizes {
-    /// For the machines that most people have: about 300 MiB of kernel memory, two thirds of it for flows.
-    pub const DEFAULT: Self = Self {
-        services: 1 << 17,
-        backends: 1 << 19,
-        slots: 1 << 22,
-        flows: 1 << 18,
-        pending_flows: 1 << 16,
-        affinity_clients: 1 << 17,
-        source_ranges: 1 << 16,
-    };
-
-    /// Frontends in one family: a service may have several.
-    pub const fn frontends(&self) -> u32 {
-        self.services * 2
-    }
-
-    /// Addresses in one family that are services' alone: each has a frontend at least.
-    pub const fn vips(&self) -> u32 {
-        self.frontends()
-    }
-
-    /// Entries of a flow table: one for each direction.
-    pub const fn flow_entries(&self) -> u32 {
-        self.flows * 2
-    }
-
-    /// Entries of a table of pending flows: one for each direction.
-    pub const fn pending_entries(&self) -> u32 {
-        self.pending_flows * 2
-    }
-}
-
-impl Default for Sizes {
-    fn default() -> Self {
-        Self::DEFAULT
-    }
 }
 
 /// What can go wrong on the way into the kernel.
@@ -168,6 +117,37 @@ pub enum DataplaneError {
         name: &'static str,
         /// What the kernel said.
         source: std::io::Error,
+    },
+    /// A map that a former agent pinned is not what this one would make.
+    #[error("map {name} is pinned as {pinned}, and is to be {wanted}: {remedy}")]
+    Shape {
+        /// Which.
+        name: &'static str,
+        /// What it is.
+        pinned: Shape,
+        /// What it is to be.
+        wanted: Shape,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// What is to outlive the agent could not be pinned, or taken over.
+    #[error(transparent)]
+    Pins(#[from] PinsError),
+    /// A map or program could not be pinned.
+    #[error("{} could not be pinned", path.display())]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// What the kernel said.
+        source: aya::pin::PinError,
+    },
+    /// The link of a former agent could not be taken over.
+    #[error("the link {} of a former agent could not be taken over", path.display())]
+    Link {
+        /// Where it is pinned.
+        path: PathBuf,
+        /// Why.
+        source: Box<ReplaceError>,
     },
     /// The object could not be loaded.
     #[error(

@@ -1,6 +1,7 @@
 //! The office of Wharf: desired state in, map contents out.
 pub mod admin;
 pub mod agent;
+pub mod cleanup;
 pub mod cli;
 pub mod dataplane;
 pub mod model;

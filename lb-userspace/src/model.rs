@@ -272,6 +272,9 @@ impl Weight {
 }
 
 impl Protocol {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
+
     /// The IP protocol number.
     pub fn number(self) -> net::IpProto {
         match self {

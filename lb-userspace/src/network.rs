@@ -14,7 +14,7 @@ use std::{
 use futures::{StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
 use glob::Pattern;
 use rtnetlink::{
-    Handle, MulticastGroup, new_multicast_connection,
+    Handle, MulticastGroup, new_connection, new_multicast_connection,
     packet_core::{NetlinkMessage, NetlinkPayload},
     packet_route::{
         RouteNetlinkMessage,
@@ -96,6 +96,9 @@ pub enum NetworkError {
         /// What it said.
         source: rtnetlink::Error,
     },
+    /// A qdisc could not be removed.
+    #[error("the kernel refused to remove a clsact qdisc")]
+    Qdisc(#[source] rtnetlink::Error),
     /// Such an interface can't be balanced on.
     #[error(
         "interface {interface} is no Ethernet device ({kind}): packets there have no Ethernet header, which wharf reads \
@@ -197,22 +200,6 @@ impl Network {
         self.roles.node(&self.listing, &self.pod_facing, primary)
     }
 
-    /// Removes the clsact qdisc of an interface, if nobody has a filter there.
-    pub async fn remove_empty_clsact(&self, interface: u32) -> Result<(), rtnetlink::Error> {
-        let index = interface.cast_signed();
-        let ingress = self.handle.traffic_filter(index).get().ingress().execute();
-        let egress = self.handle.traffic_filter(index).get().egress().execute();
-        let mut filters = std::pin::pin!(ingress.chain(egress));
-        if filters.try_next().await?.is_some() {
-            return Ok(());
-        }
-        let mut request = self.handle.qdisc().del(index);
-        let TcMessage { header, .. } = request.message_mut();
-        header.parent = TcHandle::CLSACT;
-        header.handle = TcHandle { major: 0xffff, minor: 0 };
-        request.execute().await
-    }
-
     /// Makes the kernel ask neighbours on these interfaces that it has not heard of for a while. It does that by itself only
     /// for those that it sends to, and XDP sends past it: one that has changed its Ethernet address would never be noticed.
     pub async fn confirm_neighbours(&self, is_ours: impl Fn(u32) -> bool) {
@@ -300,6 +287,25 @@ impl Network {
         };
         before.map(|_| Change::Hops)
     }
+}
+
+/// Removes the clsact qdisc of an interface, if nobody has a filter there.
+pub async fn remove_empty_clsact(interface: u32) -> Result<(), NetworkError> {
+    let (connection, handle, _) = new_connection().map_err(NetworkError::Socket)?;
+    tokio::spawn(connection);
+    let index = interface.cast_signed();
+    let ingress = handle.traffic_filter(index).get().ingress().execute();
+    let egress = handle.traffic_filter(index).get().egress().execute();
+    let mut filters = std::pin::pin!(ingress.chain(egress));
+    let failed = |source| NetworkError::List { what: "filters", source };
+    if filters.try_next().await.map_err(failed)?.is_some() {
+        return Ok(());
+    }
+    let mut request = handle.qdisc().del(index);
+    let TcMessage { header, .. } = request.message_mut();
+    header.parent = TcHandle::CLSACT;
+    header.handle = TcHandle { major: 0xffff, minor: 0 };
+    request.execute().await.map_err(NetworkError::Qdisc)
 }
 
 impl std::fmt::Debug for Network {

@@ -1,24 +1,28 @@
-//! The kernel settings without which a balancer can't forward: changed while the agent runs, and put back after.
+//! The kernel settings without which a balancer can't forward: changed when an agent starts, and put back when Wharf is
+//! to leave the host.
 
 mod ports;
+mod record;
 
 use std::{
     fs,
     io::{self, Read as _},
     ops::RangeInclusive,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use tracing::{info, warn};
 
-use self::ports::Ports;
+use self::{
+    ports::Ports,
+    record::{Record, Setting},
+};
 
-/// Settings that were changed, with what they were.
-#[derive(Debug, Default)]
+/// What was changed on the host, by this agent and those before it. Put back when this is dropped, unless it is to stay.
+#[derive(Debug)]
 pub struct Sysctls {
-    changed: Vec<(PathBuf, String)>,
-    /// The ports that are reserved and were not before.
-    reserved: Ports,
+    record: Record,
+    stays: bool,
 }
 
 /// Ports that the kernel gives to no connection by itself; the rest are numbers and ranges as [`Ports`] reads them.
@@ -27,6 +31,49 @@ const RESERVED_PORTS: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 const PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
 impl Sysctls {
+    /// With what former agents changed, which is on record in a file; their changes stay for now.
+    pub fn open(file: &Path) -> Self {
+        let record = Record::read(file);
+        Self { stays: !record.is_empty(), record }
+    }
+
+    /// Leaves all changes in force when this is dropped: traffic that goes on without an agent needs them.
+    pub fn keep(&mut self) {
+        self.stays = true;
+    }
+
+    /// Notes that interfaces have a clsact qdisc of ours.
+    pub fn note_qdiscs(&mut self, interfaces: Vec<u32>) {
+        if !interfaces.is_empty() {
+            self.record.note_qdiscs(interfaces);
+            self.record.write();
+        }
+    }
+
+    /// The interfaces that have a clsact qdisc of ours.
+    pub fn qdiscs(&self) -> &[u32] {
+        self.record.qdiscs()
+    }
+
+    /// Puts everything back. Says whether there was anything.
+    pub fn put_back(&mut self) -> bool {
+        let had = !self.record.is_empty();
+        self.release();
+        // What somebody else has set meanwhile is theirs. One that is put back may change others: so all are looked at first.
+        let is_ours = |setting: &Setting| read(&setting.path).is_ok_and(|now| now == setting.ours);
+        let settings: Vec<_> = self.record.take_settings().filter(is_ours).collect();
+        for Setting { path, before, .. } in settings {
+            match fs::write(&path, &before) {
+                Ok(()) => info!("set {} back to {before}", path.display()),
+                // An interface that is gone took its settings along.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => warn!(%error, "cannot set {} back to {before}", path.display()),
+            }
+        }
+        self.record.clear();
+        had
+    }
+
     /// Makes the interfaces forward, and take back from us what is sent from our own address.
     ///
     /// - `forwarding`: the FIB lookup of the programs refuses to answer without (`bpf_ipv4_fib_lookup` in `net/core/filter.c`).
@@ -39,11 +86,11 @@ impl Sysctls {
         let all_rp_filter = read(&root.join("ipv4/conf/all/rp_filter")).unwrap_or_default();
         for interface in interfaces {
             let ipv4 = root.join("ipv4/conf").join(interface);
-            self.set(ipv4.join("forwarding"), "1");
-            self.set(ipv4.join("accept_local"), "1");
+            self.set(&ipv4.join("forwarding"), "1");
+            self.set(&ipv4.join("accept_local"), "1");
             let own_rp_filter = read(&ipv4.join("rp_filter")).unwrap_or_default();
             if all_rp_filter.as_str().max(own_rp_filter.as_str()) == "1" {
-                self.set(ipv4.join("rp_filter"), "2");
+                self.set(&ipv4.join("rp_filter"), "2");
             }
         }
         self.prepare_ipv6(&root.join("ipv6/conf"), interfaces);
@@ -64,15 +111,16 @@ impl Sysctls {
                  they are not reserved, as that would leave the host none; give the two different ranges"
             );
         }
-        let added = wanted.without(&before);
-        if added.is_empty() {
+        // Of those that a former agent reserved some may be of no use now.
+        let (ours, added) = (self.record.reserved(), wanted.without(&before));
+        let (obsolete, stay) = (ours.without(&wanted), ours.common(&wanted));
+        if added.is_empty() && obsolete.is_empty() {
             return;
         }
-        match fs::write(path, before.with(&wanted).to_string()) {
-            Ok(()) => {
-                info!("added {added} to {RESERVED_PORTS} until wharf stops");
-                self.reserved = added;
-            }
+        self.record.note_reserved(stay.with(&added));
+        self.record.write();
+        match fs::write(path, format!("{}\n", before.without(&obsolete).with(&wanted))) {
+            Ok(()) => info!("added {added} to {RESERVED_PORTS}"),
             Err(error) => {
                 warn!(%error, "cannot add {added} to {RESERVED_PORTS}: the host's own connections may take ports of flows; add them yourself");
             }
@@ -87,7 +135,7 @@ impl Sysctls {
         let interfaces: Vec<_> = interfaces.filter_map(|entry| Some(entry.ok()?.path())).collect();
         for interface in &interfaces {
             if read(&interface.join("accept_ra")).is_ok_and(|value| value == "1") {
-                self.set(interface.join("accept_ra"), "2");
+                self.set(&interface.join("accept_ra"), "2");
             }
         }
         let all = ipv6.join("all/forwarding");
@@ -95,42 +143,44 @@ impl Sysctls {
             // Writing to `all` writes to every interface: what each was is written back after it, even where it was the same.
             for path in interfaces.iter().filter(|it| !it.ends_with("all")).map(|it| it.join("forwarding")) {
                 if let Ok(before) = read(&path) {
-                    self.changed.push((path, before));
+                    self.record.note(Setting { path, before, ours: "1".to_owned() });
                 }
             }
-            self.set(all, "1");
+            self.set(&all, "1");
         }
         for interface in named {
-            self.set(ipv6.join(interface).join("forwarding"), "1");
+            self.set(&ipv6.join(interface).join("forwarding"), "1");
         }
     }
 
     /// Takes back what was reserved, and nothing that others have reserved meanwhile.
     fn release(&mut self) {
-        let ours = std::mem::take(&mut self.reserved);
+        let ours = self.record.reserved();
         if ours.is_empty() {
             return;
         }
         let path = Path::new(RESERVED_PORTS);
-        let left = reserved().map(|ports| ports.without(&ours));
+        let left = reserved().map(|ports| ports.without(ours));
         // Nothing at all would not be written.
         if let Err(error) = left.and_then(|left| fs::write(path, format!("{left}\n"))) {
             warn!(%error, "cannot take {ours} out of {RESERVED_PORTS} again");
         }
     }
 
-    fn set(&mut self, path: PathBuf, wanted: &str) {
-        match read(&path) {
+    fn set(&mut self, path: &Path, wanted: &str) {
+        match read(path) {
             Ok(before) if before == wanted => {}
-            Ok(before) => match fs::write(&path, wanted) {
-                Ok(()) => {
-                    info!("set {} to {wanted} (was {before}) until wharf stops", path.display());
-                    self.changed.push((path, before));
+            Ok(before) => {
+                // On record first: whoever is killed here has changed nothing that is not.
+                self.record.note(Setting { path: path.to_owned(), before: before.clone(), ours: wanted.to_owned() });
+                self.record.write();
+                match fs::write(path, wanted) {
+                    Ok(()) => info!("set {} to {wanted} (was {before})", path.display()),
+                    Err(error) => {
+                        warn!(%error, "cannot set {} to {wanted}, without which packets may not be forwarded; set it yourself", path.display());
+                    }
                 }
-                Err(error) => {
-                    warn!(%error, "cannot set {} to {wanted}, without which packets may not be forwarded; set it yourself", path.display());
-                }
-            },
+            }
             // The interface is gone again, or the kernel lacks the setting.
             Err(error) => warn!(%error, "cannot read {}", path.display()),
         }
@@ -166,14 +216,8 @@ fn shared_with_host(ports: &Ports) -> Option<(usize, usize)> {
 
 impl Drop for Sysctls {
     fn drop(&mut self) {
-        self.release();
-        for (path, before) in self.changed.drain(..).rev() {
-            // An interface that is gone took its settings along.
-            if let Err(error) = fs::write(&path, &before)
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                warn!(%error, "cannot set {} back to {before}", path.display());
-            }
+        if !self.stays {
+            self.put_back();
         }
     }
 }

@@ -25,10 +25,12 @@ use crate::{
 /// How long the agent may take to start, to take up an edit, or to stop.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// An agent; killed when this is dropped. To be held by the thread that started it (see [`crate::netns::NetNs::command`]).
+/// An agent; killed when this is dropped, and with the last one of its directory all goes that agents leave. To be held by the thread that started it (see [`crate::netns::NetNs::command`]).
 #[derive(Debug)]
 pub struct Agent {
     process: Child,
+    /// Removes what outlives the agent.
+    cleanup: Command,
     log: NamedTempFile,
     /// Where the services file is, and the admin socket.
     directory: Arc<TempDir>,
@@ -61,16 +63,25 @@ impl Agent {
     /// Runs `wharf` once more, with the services file and the admin socket of this agent.
     #[track_caller]
     pub fn launch_another(&self, lab: &Lab, arguments: &[&str]) -> Self {
-        let arguments = [interfaces(lab.lb().interfaces()), arguments.to_vec()].concat();
-        Self::launch_in(Arc::clone(&self.directory), lab.lb(), &arguments)
+        self.relaunch(lab.lb(), &[interfaces(lab.lb().interfaces()), arguments.to_vec()].concat())
+    }
+
+    /// Runs `wharf` once more in place of this agent, which has ended, with its services file and its admin socket.
+    #[track_caller]
+    pub fn relaunch(&self, host: &Host, arguments: &[&str]) -> Self {
+        Self::launch_in(Arc::clone(&self.directory), host, arguments)
+    }
+
+    /// Runs `wharf` once more on a node, in place of this agent, and waits until the services are in force.
+    #[track_caller]
+    pub fn restart_on(&self, node: &Node, arguments: &[&str]) -> Self {
+        self.relaunch(node.host(), &[on(node), arguments.to_vec()].concat()).ready()
     }
 
     /// Runs `wharf` on a node, on its uplinks and facing its pods, and waits until the services are in force.
     #[track_caller]
     pub fn start_on(node: &Node, services: &str, arguments: &[&str]) -> Self {
-        let own = ["--pod-interface", node.pod_interfaces(), "--node-name", node.host().name()];
-        let arguments = [interfaces(node.uplinks().iter().copied()), own.to_vec(), arguments.to_vec()].concat();
-        Self::launch_in(directory(services), node.host(), &arguments).ready()
+        Self::launch_in(directory(services), node.host(), &[on(node), arguments.to_vec()].concat()).ready()
     }
 
     fn launch_in(directory: Arc<TempDir>, host: &Host, arguments: &[&str]) -> Self {
@@ -79,14 +90,17 @@ impl Agent {
         let mut command = host.namespace().command(binary());
         command.arg("run").arg("--services").arg(path("services.yaml")).arg("--admin").arg(path("admin.sock"));
         let output = log.reopen().and_then(|file| Ok((file.try_clone()?, file))).expect("there are descriptors left");
-        let command = command.args(arguments).stdout(output.0).stderr(output.1);
+        // What a machine with little memory would have: many agents run at one time.
+        let command = command.args(["--max-flows", "65536"]).args(arguments).stdout(output.0).stderr(output.1);
         let process = command.spawn().expect("`binary` looked that it is there");
-        Self { process, log, directory }
+        let mut cleanup = host.namespace().command(binary());
+        cleanup.arg("cleanup").arg("--admin").arg(path("admin.sock"));
+        Self { process, cleanup, log, directory }
     }
 
     /// Waits until the services are in force.
     #[track_caller]
-    fn ready(mut self) -> Self {
+    pub fn ready(mut self) -> Self {
         let ready = poll(PATIENCE, || {
             let ended = self.process.try_wait().expect("it is our child").is_some();
             (ended || self.revision().is_some()).then_some(!ended)
@@ -177,6 +191,11 @@ impl Agent {
         signal::kill(Pid::from_raw(pid), signal).expect("it has not been waited for");
     }
 
+    /// Runs `wharf cleanup` where the agent was.
+    pub fn cleanup(&mut self) -> Output {
+        self.cleanup.output().expect("`binary` looked that it is there")
+    }
+
     /// Waits until the agent has ended.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
@@ -203,6 +222,10 @@ impl Drop for Agent {
         // Both fail if it has ended, which is what they are for.
         let _ = self.process.kill();
         let _ = self.process.wait();
+        // Another one may still run with what this one left.
+        if Arc::strong_count(&self.directory) == 1 {
+            let _ = self.cleanup();
+        }
         if thread::panicking() {
             eprintln!("the agent said:\n{}", self.log());
         }
@@ -214,6 +237,12 @@ fn directory(services: &str) -> Arc<TempDir> {
     let directory = tempfile::tempdir().expect("there is room for temporary files");
     fs::write(directory.path().join("services.yaml"), services).expect("the directory is ours");
     Arc::new(directory)
+}
+
+/// What an agent is told on a node.
+fn on(node: &Node) -> Vec<&str> {
+    let own = ["--pod-interface", node.pod_interfaces(), "--node-name", node.host().name()];
+    [interfaces(node.uplinks().iter().copied()), own.to_vec()].concat()
 }
 
 fn interfaces<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {

@@ -7,7 +7,10 @@ use std::{
     ffi::OsStr,
     fs::{self, File},
     io::{self, Write as _},
-    os::unix::process::CommandExt as _,
+    os::{
+        fd::AsRawFd as _,
+        unix::{net::UnixDatagram, process::CommandExt as _},
+    },
     panic,
     path::Path,
     process::{self, Command, Stdio},
@@ -62,6 +65,21 @@ impl NetNs {
     /// The name, as `ip netns list` shows it.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The number that the kernel gives to no other namespace (`SO_NETNS_COOKIE`).
+    pub fn cookie(&self) -> u64 {
+        self.run(|| {
+            let socket = UnixDatagram::unbound().expect("there are descriptors left");
+            let (mut cookie, mut length) = (0_u64, 8);
+            let to = (&raw mut cookie).cast();
+            // SAFETY: The option is 64 bits, which there is room for.
+            let result = unsafe {
+                libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, to, &raw mut length)
+            };
+            assert_eq!(result, 0, "{}", io::Error::last_os_error());
+            cookie
+        })
     }
 
     /// Does `work` inside, on a thread of its own. A socket that is made there stays there,

@@ -6,7 +6,7 @@ use lb_userspace::{
         Sizes,
         kernel::{Hook, Kernel, Settings, TcMode, XdpMode},
     },
-    network::{Network, Roles},
+    network::remove_empty_clsact,
 };
 use tests::{
     agent::Agent,
@@ -106,17 +106,18 @@ fn without_tcx_filters_of_clsact_do_the_same_and_go_with_the_qdisc_that_was_made
         assert!(sees_packets(&kernel, &namespace));
         // The qdisc of pod0 was there before.
         let up0 = nix::net::if_::if_nametoindex("up0").expect("it is there");
-        assert_eq!(kernel.detach(), [up0]);
+        kernel.detach();
+        assert_eq!(kernel.take_new_qdiscs(), [up0]);
         assert_eq!([filters(&namespace, "up0"), filters(&namespace, "pod0")], [[0, 0]; 2]);
 
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
-            let network = Network::follow(Roles::default()).await.expect("the kernel tells");
             kernel.attach_pod("up0").expect("it attaches");
-            network.remove_empty_clsact(up0).await.expect("it can be looked at");
+            remove_empty_clsact(up0).await.expect("it can be looked at");
             assert_eq!(filters(&namespace, "up0"), [1, 1], "a qdisc that is in use stays");
-            assert!(kernel.detach().is_empty(), "it was there before");
-            network.remove_empty_clsact(up0).await.expect("it can be removed");
+            kernel.detach();
+            assert!(kernel.take_new_qdiscs().is_empty(), "it was there before");
+            remove_empty_clsact(up0).await.expect("it can be removed");
             assert!(!tc(&namespace, "qdisc show dev up0").contains("clsact"));
         });
     });

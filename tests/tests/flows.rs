@@ -1,13 +1,9 @@
 //! Real sockets through the real agent: what clients and backends see of it, in good days and bad ones.
-#![expect(clippy::unwrap_used, reason = "this is test code: it fails by panicking")]
-
 use std::{
     collections::{BTreeMap, HashSet},
-    fs,
     io::ErrorKind,
     iter,
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
-    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -646,45 +642,6 @@ fn without_its_file_the_agent_goes_on() {
 }
 
 #[test]
-fn sigterm_leaves_nothing_behind() {
-    for lab in labs(1) {
-        // Strict, which the agent has to loosen.
-        lab.lb().namespace().sysctl("ipv4/conf/all/rp_filter", "1");
-        let before = settings(lab.lb());
-        let mut agent = Agent::start(&lab, "services: []", &[]);
-        assert_eq!(attached(lab.lb()), lab.lb().interfaces().collect::<Vec<_>>());
-        assert_ne!(settings(lab.lb()), before);
-        agent.signal(Signal::SIGTERM);
-        assert_eq!(agent.wait().code(), Some(0));
-        assert_eq!(attached(lab.lb()), Vec::<String>::new());
-        assert_eq!(different(&before, &settings(lab.lb())), Vec::<&Path>::new());
-        assert!(!agent.admin_socket().exists());
-    }
-}
-
-#[test]
-fn what_forwarded_before_forwards_after() {
-    let lab = Topology::new().backends(1).up();
-    lab.lb().namespace().sysctl("ipv6/conf/eth-b1/forwarding", "1");
-    let before = settings(lab.lb());
-    Agent::start(&lab, "services: []", &[]).stop();
-    assert_eq!(different(&before, &settings(lab.lb())), Vec::<&Path>::new());
-}
-
-#[test]
-fn sigkill_leaves_no_program_behind() {
-    let lab = Topology::new().backends(1).up();
-    let mut agent = Agent::start(&lab, "services: []", &[]);
-    agent.signal(Signal::SIGKILL);
-    agent.wait();
-    eventually("the programs go", || attached(lab.lb()).is_empty());
-    // The socket that it left is no obstacle to the next one.
-    let another = agent.launch_another(&lab, &[]);
-    eventually("the next one starts", || attached(lab.lb()).len() == 2);
-    another.stop();
-}
-
-#[test]
 fn a_second_agent_is_refused_and_the_first_goes_on() {
     let lab = Topology::new().backends(1).up();
     let _servers = lab.serve(8080);
@@ -702,7 +659,7 @@ fn a_missing_interface_is_named() {
     let mut agent = Agent::launch(&lab, "services: []", &["--interface", "eth9"]);
     assert_eq!(agent.wait().code(), Some(1));
     assert!(agent.log().contains("error: there is no network interface eth9"), "{}", agent.log());
-    assert_eq!(attached(lab.lb()), Vec::<String>::new());
+    assert_eq!(lab.lb().programs(), Vec::<String>::new());
 }
 
 #[test]
@@ -762,28 +719,4 @@ fn many_services(services: u32, backends: u32) -> String {
         )
     };
     (0..services).map(service).collect()
-}
-
-/// The interfaces that have an XDP program.
-fn attached(host: &Host) -> Vec<String> {
-    let output = host.namespace().command("ip").args(["-json", "link"]).output().unwrap();
-    let links: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let attached = links.as_array().unwrap().iter().filter(|link| !link["xdp"].is_null());
-    attached.map(|link| link["ifname"].as_str().unwrap().to_owned()).collect()
-}
-
-/// The settings that are not as they were.
-fn different<'a>(before: &'a BTreeMap<PathBuf, String>, after: &BTreeMap<PathBuf, String>) -> Vec<&'a Path> {
-    before.iter().filter(|(path, value)| after.get(*path) != Some(value)).map(|(path, _)| path.as_path()).collect()
-}
-
-/// All settings of interfaces.
-fn settings(host: &Host) -> BTreeMap<PathBuf, String> {
-    let below = |path: &Path| fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
-    host.namespace().run(|| {
-        let families = ["/proc/sys/net/ipv4/conf", "/proc/sys/net/ipv6/conf"].map(Path::new);
-        let files = families.into_iter().flat_map(below).flat_map(|interface| below(&interface));
-        // Some can only be written.
-        files.filter_map(|file| Some((file.clone(), fs::read_to_string(file).ok()?))).collect()
-    })
 }

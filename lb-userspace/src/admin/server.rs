@@ -23,7 +23,10 @@ use tokio::{
 use tokio_util::codec::{Framed, LinesCodec};
 use tracing::warn;
 
-use super::report::{Request, Response};
+use super::{
+    DEFAULT_SOCKET,
+    report::{Request, Response},
+};
 
 /// Conversations at one time; who comes later waits in the kernel's queue.
 const CONVERSATIONS: usize = 16;
@@ -113,6 +116,10 @@ impl Drop for Server {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_file(&self.path) {
             warn!(%error, "cannot remove {}", self.path.display());
+        }
+        // Nobody but us makes that one; a record of changes to the host may be in there.
+        if let Some(directory) = self.path.parent().filter(|_| self.path == Path::new(DEFAULT_SOCKET)) {
+            let _not_empty = fs::remove_dir(directory);
         }
     }
 }

@@ -23,10 +23,12 @@ const ATTACH_PAUSE: Duration = Duration::from_millis(1);
 impl Agent {
     /// Attaches to all that is there. Every uplink has to be.
     pub(super) fn attach(&mut self) -> Result<(), DataplaneError> {
+        self.tables.dataplane_mut().take_over()?;
         for interface in self.options.roles.uplinks.clone() {
             let attachment = self.tables.dataplane_mut().attach_uplink(&interface, self.options.xdp)?;
             say(&interface, attachment);
         }
+        self.note_qdiscs();
         self.attach_pods();
         Ok(())
     }
@@ -74,6 +76,7 @@ impl Agent {
         // Those that were refused before are tried again with the next look at the network, after all others.
         let fresh = new.iter().filter(|device| !self.refused_pods.contains(&device.index)).count();
         self.attach_at = (fresh > PODS_AT_ONCE).then(|| Instant::now() + ATTACH_PAUSE);
+        let is_last = self.attach_at.is_none();
         new.sort_by_key(|device| self.refused_pods.contains(&device.index));
         new.truncate(PODS_AT_ONCE);
         for PodDevice { index, name } in new {
@@ -90,15 +93,31 @@ impl Agent {
                 Err(_again) => {}
             }
         }
+        if is_last {
+            // Whatever a former agent was attached to has found its use by now, or has none.
+            kernel.release_others();
+        }
+        self.note_qdiscs();
     }
 
-    /// Detaches from everything, and removes the qdiscs that are of no use any more.
-    pub(super) async fn detach(&mut self) {
-        for interface in self.tables.dataplane_mut().detach() {
-            if let Err(error) = self.network.remove_empty_clsact(interface).await {
-                // Most often the interface is gone.
-                tracing::debug!(%error, "cannot remove the clsact qdisc of interface {interface}");
+    /// Pins what is attached and could not be pinned until now.
+    pub(super) fn pin_again(&mut self) {
+        let kernel = self.tables.dataplane_mut();
+        if kernel.unpinned().is_some() && kernel.pin_again().is_ok() {
+            info!("all is pinned again: traffic will go on without the agent");
+        }
+    }
+
+    fn note_qdiscs(&mut self) {
+        let kernel = self.tables.dataplane_mut();
+        self.sysctls.note_qdiscs(kernel.take_new_qdiscs());
+        match kernel.unpinned() {
+            Some(error) if !self.is_unpinned => {
+                error!(error = describe(error), "not everything is pinned: without the agent its traffic would stop");
+                self.is_unpinned = true;
             }
+            Some(_again) => {}
+            None => self.is_unpinned = false,
         }
     }
 

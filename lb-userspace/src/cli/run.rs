@@ -10,13 +10,14 @@ use crate::{
     admin,
     agent::{self, Options},
     dataplane::{
-        Sizes,
-        kernel::{Settings, XdpMode},
+        SizeOptions,
+        kernel::{DEFAULT_PINS, Settings, XdpMode},
     },
     network::{NodePorts, Roles},
 };
 
 #[derive(Debug, clap::Args)]
+#[command(args_override_self = true)]
 pub(super) struct Args {
     /// An interface that clients and backends are reached by; may be given several times
     #[arg(long = "interface", value_name = "IF", required = true)]
@@ -63,8 +64,14 @@ pub(super) struct Args {
     /// Leave kernel settings as they are, even where forwarding is off
     #[arg(long)]
     keep_sysctls: bool,
+    /// Where everything is pinned that outlives the agent: on a BPF file system
+    #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_PINS)]
+    bpffs: PathBuf,
+    /// Whether traffic goes on when the agent stops: connections, and new ones; if not, it takes everything away then
+    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true")]
+    keep: bool,
     #[command(flatten)]
-    sizes: Sizes,
+    sizes: SizeOptions,
 }
 
 impl Args {
@@ -95,6 +102,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         xdp: args.xdp,
         services: args.services,
         admin: args.admin,
+        bpffs: args.bpffs,
+        keep: args.keep,
         sizes: args.sizes,
         keep_sysctls: args.keep_sysctls,
     };

@@ -2,13 +2,18 @@
 
 mod attach;
 mod flows;
+mod links;
+mod pins;
 mod programs;
+mod shape;
+mod sys;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
+    path::PathBuf,
     time::Duration,
 };
 
@@ -30,8 +35,12 @@ use lb_common::{
 
 use self::attach::Attachments;
 pub use self::{
+    attach::remove_filters,
     attach::{Attachment, TcMode, XdpMode},
+    links::ReplaceError,
+    pins::{DEFAULT as DEFAULT_PINS, Pins, PinsError, namespace, remove_pins},
     programs::{Hook, Runner, TestRun},
+    shape::Shape,
 };
 use super::{
     Dataplane, DataplaneError, Sizes,
@@ -39,7 +48,7 @@ use super::{
     grace,
     region::Region,
 };
-use crate::model::Frontend;
+use crate::model::{Frontend, Protocol};
 
 /// The programs and maps, as compiled by the build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/wharf-datapath"));
@@ -100,7 +109,7 @@ pub struct Count {
 /// A table of flows.
 pub type FlowMap<A> = HashMap<MapData, FlowKey<A>, Flow<A>>;
 
-/// The kernel's side of Wharf. When it is dropped, the programs are detached and the maps are gone.
+/// The kernel's side of Wharf. When it is dropped, the programs are detached and the maps are gone, but for what is pinned.
 pub struct Kernel {
     services4: HashMap<MapData, ServiceKey<Ipv4Be>, abi::Frontend>,
     services6: HashMap<MapData, ServiceKey<Ipv6Be>, abi::Frontend>,
@@ -121,13 +130,45 @@ pub struct Kernel {
     // Holds the programs, and the maps that only they use.
     object: Ebpf,
     _stages: Vec<ProgramArray<MapData>>,
+    pinned: Option<Pinned>,
+}
+
+/// What outlives the agent.
+struct Pinned {
+    pins: Pins,
+    /// The directory of our programs.
+    programs: PathBuf,
+}
+
+/// The sizes of the tables that a former agent left.
+pub fn pinned_sizes(pins: &Pins) -> Result<Option<Sizes>, DataplaneError> {
+    shape::sizes(pins)
 }
 
 impl Kernel {
-    /// Loads the object with tables of these sizes; attaches nothing yet.
+    /// Loads the object with tables of these sizes, that go with it; attaches nothing yet.
     pub fn load(sizes: &Sizes, settings: &Settings) -> Result<Self, DataplaneError> {
+        Self::new(sizes, settings, None)
+    }
+
+    /// Loads the object over the tables that are pinned, or pins new ones of these sizes; attaches nothing yet.
+    pub fn load_pinned(sizes: &Sizes, settings: &Settings, pins: Pins) -> Result<Self, DataplaneError> {
+        shape::check(&pins, sizes)?;
+        Self::new(sizes, settings, Some(pins))
+    }
+
+    fn new(sizes: &Sizes, settings: &Settings, pins: Option<Pins>) -> Result<Self, DataplaneError> {
+        let mut loader = EbpfLoader::new();
+        for (name, sized) in shape::LASTING {
+            if let Some(pins) = &pins {
+                loader.map_pin_path(name, pins.map(name));
+            }
+            if let Some(sized) = sized {
+                loader.map_max_entries(name, (sized.entries)(sizes));
+            }
+        }
         let answer_ping = u32::from(settings.answer_ping);
-        let mut object = EbpfLoader::new()
+        let mut object = loader
             .override_global("SNAT_FIRST", settings.snat_ports.start(), true)
             .override_global("SNAT_LAST", settings.snat_ports.end(), true)
             .override_global("TIMEOUT_OPENING", &settings.timeouts.opening, true)
@@ -135,23 +176,12 @@ impl Kernel {
             .override_global("TIMEOUT_CLOSING", &settings.timeouts.closing, true)
             .override_global("TIMEOUT_DATAGRAM", &settings.timeouts.datagram, true)
             .override_global("ANSWER_PING", &answer_ping, true)
-            .map_max_entries("SERVICES4", sizes.frontends())
-            .map_max_entries("SERVICES6", sizes.frontends())
-            .map_max_entries("VIPS4", sizes.vips())
-            .map_max_entries("VIPS6", sizes.vips())
-            .map_max_entries("SOURCES", sizes.source_ranges)
-            .map_max_entries("SERVICE", sizes.services)
-            .map_max_entries("TABLE", sizes.slots)
-            .map_max_entries("BACKENDS", sizes.backends)
-            .map_max_entries("FLOWS4", sizes.flow_entries())
-            .map_max_entries("FLOWS6", sizes.flow_entries())
-            .map_max_entries("PENDING4", sizes.pending_entries())
-            .map_max_entries("PENDING6", sizes.pending_entries())
-            .map_max_entries("AFFINITY", sizes.affinity_clients)
             .load(OBJECT)
             .map_err(|error| DataplaneError::Load(Box::new(error)))?;
-        let stages = programs::load(&mut object)?;
-        let kernel = Self {
+        let pinned =
+            pins.map(|pins| Ok::<_, DataplaneError>(Pinned { programs: pins.new_programs()?, pins })).transpose()?;
+        let stages = programs::load(&mut object, pinned.as_ref().map(|pinned| pinned.programs.as_path()))?;
+        let mut kernel = Self {
             services4: map(&mut object, "SERVICES4")?,
             services6: map(&mut object, "SERVICES6")?,
             vips4: map(&mut object, "VIPS4")?,
@@ -170,14 +200,44 @@ impl Kernel {
             attachments: Attachments::default(),
             object,
             _stages: stages,
+            pinned,
         };
+        kernel.known_addresses = kernel.read_addresses()?;
         kernel.begin_epoch();
         Ok(kernel)
     }
 
+    /// Puts our programs in the place of a former agent's, wherever those are attached: from now on packets meet ours. Links of
+    /// interfaces that are gone go, too.
+    pub fn take_over(&mut self) -> Result<(), DataplaneError> {
+        if let Some(Pinned { pins, programs }) = &self.pinned {
+            self.attachments.take_over(&mut self.object, pins)?;
+            // Whoever was in the middle of a former program still calls the rest of it.
+            grace::wait().map_err(DataplaneError::Grace)?;
+            pins.remove_other_programs(programs);
+        }
+        Ok(())
+    }
+
+    /// Detaches from where a former agent was attached, and this one is not.
+    pub fn release_others(&mut self) {
+        self.attachments.release_others();
+    }
+
+    /// Why not everything is pinned that is to outlive the agent.
+    pub fn unpinned(&self) -> Option<&DataplaneError> {
+        self.attachments.unpinned()
+    }
+
+    /// Pins what could not be pinned when it was attached.
+    pub fn pin_again(&mut self) -> Result<(), DataplaneError> {
+        self.pinned.as_ref().map_or(Ok(()), |pinned| self.attachments.pin_again(&pinned.pins))
+    }
+
     /// Attaches to an uplink of this network namespace. One of the same name that was attached to before is gone.
     pub fn attach_uplink(&mut self, interface: &str, mode: XdpMode) -> Result<&Attachment, DataplaneError> {
-        self.attachments.uplink(&mut self.object, interface, mode)
+        let pins = self.pinned.as_ref().map(|pinned| &pinned.pins);
+        self.attachments.uplink(&mut self.object, pins, interface, mode)
     }
 
     /// Whether what the programs send by an uplink leaves by it. XDP sends only by devices of which the driver does XDP, and
@@ -190,12 +250,13 @@ impl Kernel {
 
     /// Attaches to a pod-facing device of this network namespace.
     pub fn attach_pod(&mut self, interface: &str) -> Result<(), DataplaneError> {
-        self.attachments.pod(&mut self.object, interface)
+        let pins = self.pinned.as_ref().map(|pinned| &pinned.pins);
+        self.attachments.pod(&mut self.object, pins, interface)
     }
 
     /// Detaches from the pod-facing devices that don't stay, by their numbers.
     pub fn retain_pods(&mut self, stays: impl Fn(u32) -> bool) {
-        self.attachments.pods.retain(|&index, _| stays(index));
+        self.attachments.retain_pods(stays);
     }
 
     /// How the programs sit on an uplink, if it is still there.
@@ -219,10 +280,14 @@ impl Kernel {
         self.attachments.forgo_tcx();
     }
 
-    /// Detaches from every interface; the programs stay loaded. Gives the numbers of the interfaces whose clsact qdisc was
-    /// made here, and is of no use now if nobody else has filters there.
-    pub fn detach(&mut self) -> Vec<u32> {
-        self.attachments.clear()
+    /// Detaches from every interface; the programs stay loaded.
+    pub fn detach(&mut self) {
+        self.attachments.clear();
+    }
+
+    /// The numbers of the interfaces whose clsact qdisc was made here, since this was last asked.
+    pub fn take_new_qdiscs(&mut self) -> Vec<u32> {
+        self.attachments.take_new_qdiscs()
     }
 
     /// Makes every next hop that a flow remembers be asked for again.
@@ -250,6 +315,16 @@ impl Kernel {
         }
         self.known_addresses.clone_from(addresses);
         Ok(())
+    }
+
+    fn read_addresses(&self) -> Result<BTreeMap<u32, Addresses>, DataplaneError> {
+        let known = listed("ADDRESSES", self.addresses.iter())?.into_iter().map(|(interface, value)| {
+            let InterfaceAddresses { v6, v4, is_attached } = value;
+            let v4 = (v4 != Ipv4Be::UNSPECIFIED).then(|| Ipv4Addr::from(v4.to_bytes()));
+            let v6 = (v6 != Ipv6Be::UNSPECIFIED).then(|| Ipv6Addr::from(v6.to_bytes()));
+            (interface, Addresses { v4, v6, is_attached: is_attached != 0 })
+        });
+        Ok(known.collect())
     }
 
     /// The addresses that packets leave with, by interface number.
@@ -372,13 +447,31 @@ impl Dataplane for Kernel {
     }
 
     fn add_source(&mut self, service: u32, range: &IpNet) -> Result<(), DataplaneError> {
-        let added = self.sources.insert(&source_key(service, range), 1, 0);
+        let family = if range.addr().is_ipv4() { abi::SOURCES_IPV4 } else { abi::SOURCES_IPV6 };
+        let added = self.sources.insert(&source_key(service, range), family, 0);
         added.map_err(|source| DataplaneError::SourceRange { range: *range, source })
     }
 
     fn remove_source(&mut self, service: u32, range: &IpNet) -> Result<(), DataplaneError> {
         let removed = self.sources.remove(&source_key(service, range));
         removed.map_err(|source| DataplaneError::SourceRange { range: *range, source })
+    }
+
+    fn frontends(&self) -> Result<BTreeMap<Frontend, abi::Frontend>, DataplaneError> {
+        let v4 = listed("SERVICES4", self.services4.iter())?.into_iter().map(|(key, value)| (frontend(&key), value));
+        let v6 = listed("SERVICES6", self.services6.iter())?.into_iter().map(|(key, value)| (frontend(&key), value));
+        Ok(v4.chain(v6).filter_map(|(frontend, value)| Some((frontend?, value))).collect())
+    }
+
+    fn vips(&self) -> Result<BTreeMap<IpAddr, u32>, DataplaneError> {
+        let v4 = listed("VIPS4", self.vips4.iter())?.into_iter().map(|(key, flags)| (key.address.into(), flags));
+        let v6 = listed("VIPS6", self.vips6.iter())?.into_iter().map(|(key, flags)| (key.address.into(), flags));
+        Ok(v4.chain(v6).collect())
+    }
+
+    fn sources(&self) -> Result<BTreeSet<(u32, IpNet)>, DataplaneError> {
+        let entries = listed("SOURCES", self.sources.iter())?;
+        Ok(entries.into_iter().filter_map(|(key, family)| source(&key, family)).collect())
     }
 
     fn wait_for_readers(&self) -> Result<(), DataplaneError> {
@@ -400,6 +493,32 @@ fn key<A: Address>(frontend: &Frontend, address: A) -> ServiceKey<A> {
 fn source_key(service: u32, range: &IpNet) -> Key<SourceKey> {
     let length = SourceKey::prefix_length(u32::from(range.prefix_len()));
     Key::new(length, SourceKey::new(service, net::words(range.network())))
+}
+
+/// The frontend of a key; `None` if its protocol is none that we know, which only drift makes.
+fn frontend<A: Address>(key: &ServiceKey<A>) -> Option<Frontend> {
+    let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.number() == key.proto)?;
+    Some(Frontend { address: SocketAddr::new(key.address.into(), key.port.to_host()), protocol })
+}
+
+/// Service and range of an entry of `SOURCES`; `None` if it is none of ours, which only drift makes.
+fn source(key: &Key<SourceKey>, family: u32) -> Option<(u32, IpNet)> {
+    let SourceKey { service, address } = key.data();
+    let words = SourceKey { service, address }.words();
+    let address: IpAddr = match family {
+        abi::SOURCES_IPV4 => Ipv4Be::from_words(words).into(),
+        _ => Ipv6Be::from_words(words).into(),
+    };
+    let length = key.prefix_len().checked_sub(SourceKey::prefix_length(0))?;
+    Some((service, IpNet::new(address, u8::try_from(length).ok()?).ok()?))
+}
+
+/// Everything in a map.
+fn listed<K, V>(
+    name: &'static str,
+    entries: impl Iterator<Item = Result<(K, V), MapError>>,
+) -> Result<Vec<(K, V)>, DataplaneError> {
+    entries.collect::<Result<_, _>>().map_err(|source| DataplaneError::Map { name, source: Some(source) })
 }
 
 fn map<M: TryFrom<Map, Error = MapError>>(object: &mut Ebpf, name: &'static str) -> Result<M, DataplaneError> {

@@ -90,6 +90,18 @@ impl Dataplane for Memory {
         Ok(())
     }
 
+    fn frontends(&self) -> Result<BTreeMap<Frontend, abi::Frontend>, DataplaneError> {
+        Ok(self.frontends.clone())
+    }
+
+    fn vips(&self) -> Result<BTreeMap<IpAddr, u32>, DataplaneError> {
+        Ok(self.vips.clone())
+    }
+
+    fn sources(&self) -> Result<BTreeSet<(u32, IpNet)>, DataplaneError> {
+        Ok(self.sources.clone())
+    }
+
     fn wait_for_readers(&self) -> Result<(), DataplaneError> {
         self.grace_periods.fetch_add(1, Ordering::Relaxed);
         Ok(())

@@ -8,6 +8,7 @@
 //! packet; and once more when its id is freed, as a packet that was in flight may have opened a flow in between. A
 //! change of weight, conditions or policy raises nothing.
 
+mod former;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,7 @@ use lb_common::{
 };
 use range_alloc::RangeAllocator;
 
+use self::former::{Former, identity};
 use super::{
     Dataplane, DataplaneError, Sizes,
     slots::{self, Candidate},
@@ -48,6 +50,8 @@ pub struct Tables<D> {
     ranges: RangeAllocator<u32>,
     used_slots: u64,
     resting: Vec<Resting>,
+    /// What a former agent left, as long as it is not known which services there are to be.
+    former: Option<Former>,
 }
 
 /// What the maps hold of one service.
@@ -92,6 +96,17 @@ pub struct Usage {
 }
 
 impl<D: Dataplane> Tables<D> {
+    /// Over maps of these sizes, with all that is in them.
+    ///
+    /// # Errors
+    ///
+    /// If they can't be read.
+    pub fn open(dataplane: D, sizes: Sizes) -> Result<Self, DataplaneError> {
+        let mut tables = Self::new(dataplane, sizes);
+        tables.adopt()?;
+        Ok(tables)
+    }
+
     /// Over empty maps of these sizes.
     pub fn new(dataplane: D, sizes: Sizes) -> Self {
         Self {
@@ -104,6 +119,7 @@ impl<D: Dataplane> Tables<D> {
             ranges: RangeAllocator::new(0..sizes.slots),
             used_slots: 0,
             resting: Vec::new(),
+            former: None,
         }
     }
 
@@ -114,6 +130,7 @@ impl<D: Dataplane> Tables<D> {
     /// [`DataplaneError::Full`] if it does not fit, and then nothing has changed. After any other error what was
     /// done stays, each service whole, and the next call goes on from there.
     pub fn apply(&mut self, wanted: &Arc<Decided>) -> Result<usize, DataplaneError> {
+        self.recognize(wanted);
         let applied = Arc::clone(&self.applied);
         let ops = plan(wanted, &applied);
         let prepared = self.prepare(wanted, &ops)?;
@@ -200,7 +217,7 @@ impl<D: Dataplane> Tables<D> {
             return Some(first);
         }
         let second = backend_at(slot_index(algorithm, range.length, key, &mut random, || 0));
-        let is_second = prefers_second((first.active, first.weight), (second.active, second.weight));
+        let is_second = prefers_second(first.load(), second.load());
         Some(if is_second { second } else { first })
     }
 
@@ -280,7 +297,7 @@ impl<D: Dataplane> Tables<D> {
         for &(address, backend) in &entry.serving.backends {
             let id = match present.and_then(|present| present.member(&address)) {
                 Some(member) => member.id,
-                None => self.new_backend(address, backend)?,
+                None => self.new_backend(entry.id, address, backend)?,
             };
             entry.ids.push(id);
         }
@@ -308,7 +325,12 @@ impl<D: Dataplane> Tables<D> {
         Ok(range)
     }
 
-    fn new_backend(&mut self, address: SocketAddr, backend: policy::Backend) -> Result<u32, DataplaneError> {
+    fn new_backend(
+        &mut self,
+        service: u32,
+        address: SocketAddr,
+        backend: policy::Backend,
+    ) -> Result<u32, DataplaneError> {
         let id = self.backend_ids.take().ok_or(self.full("backends"))?;
         let generation = self.dataplane.backends().get(id).generation;
         let backend = Backend {
@@ -317,9 +339,10 @@ impl<D: Dataplane> Tables<D> {
             address: net::words(address.ip()),
             generation,
             port: Port::from_host(address.port()),
-            flags: flags(backend),
+            flags: flags(address, backend),
             weight: backend.weight.get(),
-            _pad: [0; 3],
+            _pad: 0,
+            service,
         };
         self.dataplane.backends().set(id, backend);
         Ok(id)
@@ -330,6 +353,7 @@ impl<D: Dataplane> Tables<D> {
         let present = self.entries.get(name);
         for (address, member) in entry.members() {
             if present.is_none_or(|present| present.member(&address).is_none()) {
+                retire(&self.dataplane, member.id);
                 self.backend_ids.free(member.id);
             }
         }
@@ -407,7 +431,8 @@ impl<D: Dataplane> Tables<D> {
         match self.entries.remove(name) {
             None => {
                 let (affinity, algorithm) = (entry.serving.affinity, entry.serving.algorithm as u8);
-                services.set(entry.id, Service { cluster, local, cursor: 0, affinity, algorithm, _pad: [0; 3] });
+                let name = identity(name).get();
+                services.set(entry.id, Service { cluster, local, cursor: 0, name, affinity, algorithm, _pad: [0; 3] });
             }
             Some(present) => {
                 // Any algorithm works on any table: the two need not change at once.
@@ -417,7 +442,7 @@ impl<D: Dataplane> Tables<D> {
                 for (address, member) in entry.members() {
                     if present.member(&address).is_some_and(|before| before.backend != member.backend) {
                         let backend = self.dataplane.backends().get(member.id);
-                        let (flags, weight) = (flags(member.backend), member.backend.weight.get());
+                        let (flags, weight) = (flags(address, member.backend), member.backend.weight.get());
                         store(&self.dataplane, member.id, Backend { flags, weight, ..backend });
                     }
                 }
@@ -432,6 +457,7 @@ impl<D: Dataplane> Tables<D> {
             let services = self.dataplane.services();
             services.publish(entry.id, offset_of!(Service, cluster), TableRange::EMPTY.to_word());
             services.publish(entry.id, offset_of!(Service, local), TableRange::EMPTY.to_word());
+            services.publish(entry.id, offset_of!(Service, name), 0);
             self.resting.push(Resting::Service(entry.id));
             self.rest(entry, |_| false);
         }
@@ -534,9 +560,11 @@ fn settings(serving: &Serving) -> u64 {
 }
 
 /// What was decided of a backend, as its entry says it.
-fn flags(backend: policy::Backend) -> u16 {
+fn flags(address: SocketAddr, backend: policy::Backend) -> u16 {
     let flag = |is_set, flag| if is_set { flag } else { 0 };
-    flag(backend.is_on_node, Backend::ON_NODE)
+    Backend::TAKEN
+        | flag(address.is_ipv6(), Backend::IPV6)
+        | flag(backend.is_on_node, Backend::ON_NODE)
         | flag(backend.in_cluster, Backend::IN_CLUSTER)
         | flag(backend.in_local, Backend::IN_LOCAL)
 }
@@ -549,11 +577,13 @@ fn retire(dataplane: &impl Dataplane, id: u32) {
 }
 
 /// Stores what the agent says of a backend that packets may be using, each word at once. What the kernel counts stays.
-fn store(dataplane: &impl Dataplane, id: u32, Backend { generation, port, flags, weight, .. }: Backend) {
+fn store(dataplane: &impl Dataplane, id: u32, backend: Backend) {
+    let Backend { generation, port, flags, weight, service, .. } = backend;
     let ([g0, g1, g2, g3], [p0, p1]) = (generation.to_ne_bytes(), port.to_bytes());
     let ([f0, f1], [w0, w1]) = (flags.to_ne_bytes(), weight.to_ne_bytes());
+    let [s0, s1, s2, s3] = service.to_ne_bytes();
     let first = u64::from_ne_bytes([g0, g1, g2, g3, p0, p1, f0, f1]);
-    let second = u64::from_ne_bytes([w0, w1, 0, 0, 0, 0, 0, 0]);
+    let second = u64::from_ne_bytes([w0, w1, 0, 0, s0, s1, s2, s3]);
     dataplane.backends().publish(id, offset_of!(Backend, generation), first);
     dataplane.backends().publish(id, offset_of!(Backend, weight), second);
 }
@@ -592,6 +622,14 @@ impl IdPool {
                 id
             })
         })
+    }
+
+    /// Takes these, of which none was taken before.
+    fn take_all(&mut self, ids: impl Iterator<Item = u32>) {
+        let taken: BTreeSet<_> = ids.collect();
+        self.next = taken.last().map_or(0, |last| last + 1);
+        // The lowest one last, which is given out first.
+        self.free = (0..self.next).rev().filter(|id| !taken.contains(id)).collect();
     }
 
     fn free(&mut self, id: u32) {

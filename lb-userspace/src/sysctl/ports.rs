@@ -2,8 +2,11 @@
 
 use std::{collections::BTreeSet, fmt, num::ParseIntError, ops::RangeInclusive, str::FromStr};
 
+use serde::{Deserialize, Serialize};
+
 /// Some ports: in text, numbers and ranges with commas between them, as `80,1024-2047`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub(super) struct Ports(BTreeSet<u16>);
 
 impl Ports {
@@ -47,6 +50,20 @@ impl FromStr for Ports {
             ports.extend(first.trim().parse::<u16>()?..=last.trim().parse::<u16>()?);
         }
         Ok(Self(ports))
+    }
+}
+
+impl TryFrom<String> for Ports {
+    type Error = ParseIntError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Ports> for String {
+    fn from(ports: Ports) -> Self {
+        ports.to_string()
     }
 }
 

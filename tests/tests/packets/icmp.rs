@@ -28,7 +28,7 @@ fn error(f: Family, from: &str, to: &str, about: &Packet, quoted: usize) -> Pack
 }
 
 fn errors(f: Family) -> Vec<Row> {
-    let header = if f.name == "IPv4" { 20 } else { 40 };
+    let header = f.header;
     let redirect = |packet: Packet| Expect::Sent("redirect", packet.bytes());
     let asked = || f.ask(f.vip).tcp(4242, 80).syn();
     let query = || f.ask(f.vip).udp(4242, 53).payload(b"query");
@@ -125,7 +125,7 @@ fn errors(f: Family) -> Vec<Row> {
 }
 
 fn errors_on_node(f: Family) -> Vec<Row> {
-    let header = if f.name == "IPv4" { 20 } else { 40 };
+    let header = f.header;
     let vip = f.service(96, 70);
     let asked = || f.ask(&vip).tcp(4242, 80).syn();
     let seen = || (f.packet)(f.client, f.pod).tcp(4242, 8080).syn();

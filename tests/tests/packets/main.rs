@@ -116,6 +116,8 @@ services:
 #[derive(Clone, Copy)]
 struct Family {
     name: &'static str,
+    /// The length of a network header without options, in bytes.
+    header: usize,
     client: &'static str,
     vip: &'static str,
     backend: &'static str,
@@ -137,6 +139,7 @@ struct Family {
 
 const V4: Family = Family {
     name: "IPv4",
+    header: 20,
     client: "192.0.2.7",
     vip: "10.96.0.10",
     backend: "10.0.1.10",
@@ -156,6 +159,7 @@ const V4: Family = Family {
 
 const V6: Family = Family {
     name: "IPv6",
+    header: 40,
     client: "2001:db8::7",
     vip: "fd00:96::10",
     backend: "fd00:1::a",

@@ -14,9 +14,9 @@ fn answer(f: Family, from: &str, to: &str) -> Packet {
 }
 
 /// ICMP port unreachable about a packet, of which `quoted` bytes are in it.
-fn unreachable(f: Family, about: &Packet, from: &str, quoted: usize) -> Vec<u8> {
+fn unreachable(f: Family, about: &Packet, from: &str, quoted: usize) -> Packet {
     let (kind, code) = if f.name == "IPv4" { (3, 3) } else { (1, 4) };
-    answer(f, from, f.client).icmp(kind, code, [0; 4]).payload(&about.quote(quoted)).bytes()
+    answer(f, from, f.client).icmp(kind, code, [0; 4]).payload(&about.quote(quoted))
 }
 
 fn passed(f: Family) -> Vec<Row> {
@@ -59,7 +59,7 @@ fn refused(f: Family) -> Vec<Row> {
     let long = || f.ask(f.empty).udp(4242, 53).payload(&[7; 1000]);
     let odd = || f.ask(f.empty).udp(4242, 53).payload(b"123");
     let sctp = || f.ask(f.empty).sctp(4242, 90, 1);
-    let header = if f.name == "IPv4" { 20 } else { 40 };
+    let header = f.header;
     let from_pod = || (f.packet)(f.asking, f.empty).tcp(4242, 80).syn();
     vec![
         row(
@@ -88,27 +88,24 @@ fn refused(f: Family) -> Vec<Row> {
         row(
             "UDP gets port unreachable",
             udp(),
-            Expect::Sent("refused-no-backend", unreachable(f, &udp(), f.empty, header + 16)),
+            refused("refused-no-backend", &unreachable(f, &udp(), f.empty, header + 16)),
         ),
         row(
             "with the beginning of what was sent",
             long(),
-            Expect::Sent("refused-no-backend", unreachable(f, &long(), f.empty, 200)),
+            refused("refused-no-backend", &unreachable(f, &long(), f.empty, 200)),
         ),
         row(
             "in words of four bytes",
             odd(),
-            Expect::Sent("refused-no-backend", unreachable(f, &odd(), f.empty, header + 8)),
+            refused("refused-no-backend", &unreachable(f, &odd(), f.empty, header + 8)),
         ),
-        row("SCTP, too", sctp(), Expect::Sent("refused-no-backend", unreachable(f, &sctp(), f.empty, header + 16))),
-        row("tags stay", udp().vlan(7), {
-            let (kind, code) = if f.name == "IPv4" { (3, 3) } else { (1, 4) };
-            let quote = udp().quote(header + 16);
-            Expect::Sent(
-                "refused-no-backend",
-                answer(f, f.empty, f.client).icmp(kind, code, [0; 4]).payload(&quote).vlan(7).bytes(),
-            )
-        }),
+        row("SCTP, too", sctp(), refused("refused-no-backend", &unreachable(f, &sctp(), f.empty, header + 16))),
+        row(
+            "tags stay",
+            udp().vlan(7),
+            refused("refused-no-backend", &unreachable(f, &udp(), f.empty, header + 16).vlan(7)),
+        ),
         row(
             "the middle of an unknown connection is no question",
             f.ask(f.empty).tcp(4242, 80).ack(),
@@ -133,9 +130,9 @@ fn refused(f: Family) -> Vec<Row> {
         row(
             "a wrong port by UDP",
             f.ask(f.vip).udp(4242, 80).payload(b"12345678"),
-            Expect::Sent(
+            refused(
                 "refused-wrong-port",
-                unreachable(f, &f.ask(f.vip).udp(4242, 80).payload(b"12345678"), f.vip, header + 16),
+                &unreachable(f, &f.ask(f.vip).udp(4242, 80).payload(b"12345678"), f.vip, header + 16),
             ),
         ),
         row(

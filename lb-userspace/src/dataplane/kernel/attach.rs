@@ -7,13 +7,17 @@ use aya::{
     programs::{
         LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode as AyaMode,
         links::FdLink,
-        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError},
+        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
         xdp::XdpError,
     },
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
-use super::programs::{Hook, program};
+use super::{
+    links::{Hold, Place},
+    pins::Pins,
+    programs::{Hook, program},
+};
 use crate::dataplane::DataplaneError;
 
 /// How packets that come in by an uplink are to be met, or are met.
@@ -38,30 +42,34 @@ pub enum TcMode {
     Clsact,
 }
 
-/// Our programs on one interface; they leave it when this is dropped.
+/// Our programs on one interface.
 #[derive(Debug)]
 pub struct Attachment {
     index: u32,
     xdp: XdpMode,
     tc: TcMode,
     why: Option<DataplaneError>,
-    _links: Links,
+    /// What holds them in their places, in the order in which they go: what opens flows before what brings replies back.
+    holds: Vec<Hold>,
 }
 
-/// What holds programs in their places, in the order in which they go: what opens flows before what brings replies back.
-type Links = (Option<FdLink>, Option<SchedClassifierLink>, SchedClassifierLink);
-
-/// All attachments.
+/// All attachments. What is pinned stays when this is dropped.
 #[derive(Debug, Default)]
 pub(super) struct Attachments {
     /// By name.
     pub(super) uplinks: BTreeMap<String, Attachment>,
     /// By number.
     pub(super) pods: BTreeMap<u32, Attachment>,
+    /// What a former agent attached and has our programs by now, but for what was found a use for.
+    former: BTreeMap<Place, Hold>,
+    /// Whether it is gone that was not.
+    has_released: bool,
     /// Whether the kernel has tcx, once that was tried.
     has_tcx: Option<bool>,
     /// Interfaces that got their clsact qdisc from us.
     qdiscs: Vec<u32>,
+    /// Why what was attached last could not be pinned.
+    unpinned: Option<DataplaneError>,
 }
 
 impl Attachment {
@@ -84,45 +92,92 @@ impl Attachment {
     pub fn why(&self) -> Option<&DataplaneError> {
         self.why.as_ref()
     }
+
+    /// Takes the programs away, also where they would outlive the agent.
+    fn release(self) {
+        self.holds.into_iter().for_each(Hold::release);
+    }
 }
 
 impl Attachments {
+    /// Puts our programs in the place of a former agent's.
+    pub(super) fn take_over(&mut self, object: &mut Ebpf, pins: &Pins) -> Result<(), DataplaneError> {
+        for name in pins.links() {
+            let Ok(place) = name.parse() else { continue };
+            match Hold::take_over(place, object, pins) {
+                Ok(hold) => drop(self.former.insert(place, hold)),
+                Err(error) => {
+                    // Most often the interface is gone.
+                    debug!(%error, "cannot take over {name}");
+                    pins.remove_link(&name)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Detaches from where only a former agent was attached.
+    pub(super) fn release_others(&mut self) {
+        if std::mem::replace(&mut self.has_released, true) {
+            return;
+        }
+        for (place, hold) in std::mem::take(&mut self.former) {
+            info!("detached from interface {} ({}), which is not named any more", place.interface, place.hook.name());
+            hold.release();
+        }
+        if self.has_tcx == Some(false) {
+            let ours =
+                |index| self.uplinks.values().any(|uplink| uplink.index == index) || self.pods.contains_key(&index);
+            remove_filters_but(ours);
+        }
+    }
+
     /// Attaches to an uplink: to what comes in by it, and to what leaves by it.
     pub(super) fn uplink(
         &mut self,
         object: &mut Ebpf,
+        pins: Option<&Pins>,
         name: &str,
         mode: XdpMode,
     ) -> Result<&Attachment, DataplaneError> {
         // What was there before goes first: a removed interface may be back by the same name.
-        self.uplinks.remove(name);
+        if let Some(before) = self.uplinks.remove(name) {
+            before.release();
+        }
         let index = index_of(name)?;
-        let (egress, tc) = self.tc(object, name, index, Hook::TcEgress)?;
+        let (egress, tc) = self.tc(object, pins, name, index, Hook::TcEgress)?;
         let (xdp, link, why) = match mode {
             XdpMode::Off => (XdpMode::Off, None, None),
-            XdpMode::Generic => (XdpMode::Generic, Some(xdp(object, name, index, AyaMode::Skb)?), None),
-            XdpMode::Native => (XdpMode::Native, Some(xdp(object, name, index, AyaMode::Driver)?), None),
-            XdpMode::Auto => match xdp(object, name, index, AyaMode::Driver) {
+            XdpMode::Generic => (XdpMode::Generic, Some(self.xdp(object, name, index, AyaMode::Skb)?), None),
+            XdpMode::Native => (XdpMode::Native, Some(self.xdp(object, name, index, AyaMode::Driver)?), None),
+            XdpMode::Auto => match self.xdp(object, name, index, AyaMode::Driver) {
                 Ok(link) => (XdpMode::Native, Some(link), None),
                 Err(error) => (XdpMode::Off, None, Some(error)),
             },
         };
         let ingress = match xdp {
-            XdpMode::Off => Some(self.tc(object, name, index, Hook::TcIngress)?.0),
+            XdpMode::Off => Some(self.tc(object, pins, name, index, Hook::TcIngress)?.0),
             _ => None,
         };
-        let attachment = Attachment { index, xdp, tc, why, _links: (link, ingress, egress) };
+        let holds = self.pinned(pins, link.into_iter().chain(ingress).chain([egress]))?;
+        let attachment = Attachment { index, xdp, tc, why, holds };
         Ok(self.uplinks.entry(name.to_owned()).or_insert(attachment))
     }
 
     /// Attaches to a pod-facing device.
-    pub(super) fn pod(&mut self, object: &mut Ebpf, name: &str) -> Result<(), DataplaneError> {
+    pub(super) fn pod(&mut self, object: &mut Ebpf, pins: Option<&Pins>, name: &str) -> Result<(), DataplaneError> {
         let index = index_of(name)?;
-        let (egress, tc) = self.tc(object, name, index, Hook::TcEgress)?;
-        let (ingress, _) = self.tc(object, name, index, Hook::TcPod)?;
-        let links = (None, Some(ingress), egress);
-        self.pods.insert(index, Attachment { index, xdp: XdpMode::Off, tc, why: None, _links: links });
+        let (egress, tc) = self.tc(object, pins, name, index, Hook::TcEgress)?;
+        let (ingress, _) = self.tc(object, pins, name, index, Hook::TcPod)?;
+        let holds = self.pinned(pins, [ingress, egress].into_iter())?;
+        self.pods.insert(index, Attachment { index, xdp: XdpMode::Off, tc, why: None, holds });
         Ok(())
+    }
+
+    /// Detaches from the pod-facing devices that don't stay, by their numbers.
+    pub(super) fn retain_pods(&mut self, stays: impl Fn(u32) -> bool) {
+        let gone: Vec<_> = self.pods.keys().copied().filter(|&index| !stays(index)).collect();
+        gone.iter().filter_map(|index| self.pods.remove(index)).for_each(Attachment::release);
     }
 
     /// Takes tcx for missing, as it is below Linux 6.6.
@@ -130,21 +185,81 @@ impl Attachments {
         self.has_tcx = Some(false);
     }
 
-    /// Detaches from everything, and gives the interfaces whose clsact qdisc is ours.
-    pub(super) fn clear(&mut self) -> Vec<u32> {
-        self.uplinks.clear();
-        self.pods.clear();
+    /// Detaches from everything.
+    pub(super) fn clear(&mut self) {
+        let uplinks = std::mem::take(&mut self.uplinks).into_values();
+        uplinks.chain(std::mem::take(&mut self.pods).into_values()).for_each(Attachment::release);
+        std::mem::take(&mut self.former).into_values().for_each(Hold::release);
+    }
+
+    /// The interfaces whose clsact qdisc is ours, since this was last asked.
+    pub(super) fn take_new_qdiscs(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.qdiscs)
+    }
+
+    /// Why not everything is pinned that is to be.
+    pub(super) fn unpinned(&self) -> Option<&DataplaneError> {
+        self.unpinned.as_ref()
+    }
+
+    /// Pins what could not be pinned before.
+    pub(super) fn pin_again(&mut self, pins: &Pins) -> Result<(), DataplaneError> {
+        let attachments = self.uplinks.values_mut().chain(self.pods.values_mut());
+        attachments.flat_map(|attachment| &mut attachment.holds).try_for_each(|hold| hold.pin(pins))?;
+        self.unpinned = None;
+        Ok(())
+    }
+
+    /// What holds programs, pinned if it is to outlive the agent. Where that can't be now it is tried again later.
+    fn pinned(&mut self, pins: Option<&Pins>, holds: impl Iterator<Item = Hold>) -> Result<Vec<Hold>, DataplaneError> {
+        let Some(pins) = pins else { return Ok(holds.collect()) };
+        holds
+            .map(|mut hold| match hold.pin(pins) {
+                Ok(()) => Ok(hold),
+                Err(error @ DataplaneError::Pins(_)) => {
+                    self.unpinned = Some(error);
+                    Ok(hold)
+                }
+                Err(error) => Err(error),
+            })
+            .collect()
+    }
+
+    /// Puts the XDP program on an interface.
+    fn xdp(&mut self, object: &mut Ebpf, interface: &str, index: u32, mode: AyaMode) -> Result<Hold, DataplaneError> {
+        let is_generic = mode == AyaMode::Skb;
+        let place = |is_generic| Place { hook: Hook::Xdp, is_generic, interface: index };
+        if let Some(hold) = self.former.remove(&place(is_generic)) {
+            return Ok(hold);
+        }
+        // An interface takes XDP in one mode only.
+        if let Some(other) = self.former.remove(&place(!is_generic)) {
+            other.release();
+        }
+        let name = if is_generic { "generic XDP" } else { "native XDP" };
+        let failed = |error| refused(interface, name, error);
+        let program: &mut Xdp = program(object, Hook::Xdp.program())?;
+        let id = program.attach_to_if_index(index, mode).map_err(failed)?;
+        let link = program.take_link(id).map_err(failed)?;
+        // aya falls back to netlink on old kernels; such a link would outlive the agent's death.
+        let link = FdLink::try_from(link).map_err(|_| DataplaneError::NoLink { interface: interface.to_owned() })?;
+        Ok(Hold::link(place(is_generic), link))
     }
 
     /// Puts a tc program on one side of an interface, before those of others.
     fn tc(
         &mut self,
         object: &mut Ebpf,
+        pins: Option<&Pins>,
         interface: &str,
         index: u32,
         hook: Hook,
-    ) -> Result<(SchedClassifierLink, TcMode), DataplaneError> {
+    ) -> Result<(Hold, TcMode), DataplaneError> {
+        let place = Place::tc(hook, index);
+        if let Some(hold) = self.former.remove(&place) {
+            self.has_tcx = Some(true);
+            return Ok((hold, TcMode::Tcx));
+        }
         let side = if hook == Hook::TcEgress { TcAttachType::Egress } else { TcAttachType::Ingress };
         let program: &mut SchedClassifier = program(object, hook.program())?;
         let name = if side == TcAttachType::Egress { "tc egress" } else { "tc ingress" };
@@ -154,7 +269,11 @@ impl Attachments {
             match program.attach_with_options(interface, side, options) {
                 Ok(id) => {
                     self.has_tcx = Some(true);
-                    return Ok((program.take_link(id).map_err(failed)?, TcMode::Tcx));
+                    let link = program.take_link(id).map_err(failed)?;
+                    // A link by netlink is what clsact has, not tcx.
+                    let link = FdLink::try_from(link)
+                        .map_err(|_| DataplaneError::NoLink { interface: interface.to_owned() })?;
+                    return Ok((Hold::link(place, link), TcMode::Tcx));
                 }
                 Err(error) if self.has_tcx.is_none() && is_unknown(&error) => {
                     info!("this kernel has no tcx: programs are attached by clsact");
@@ -163,42 +282,66 @@ impl Attachments {
                 Err(error) => return Err(failed(error)),
             }
         }
-        self.prepare_clsact(interface, index, side).map_err(|error| failed(error.into()))?;
-        let options = TcAttachOptions::Netlink(NlOptions { priority: 1, ..NlOptions::default() });
-        let id = program.attach_with_options(interface, side, options).map_err(failed)?;
-        Ok((program.take_link(id).map_err(failed)?, TcMode::Clsact))
+        self.prepare_clsact(interface, index).map_err(|error| failed(error.into()))?;
+        if let Some(pins) = pins {
+            pins.note_filters()?;
+        }
+        let link = filter(program, interface, side).map_err(failed)?;
+        Ok((Hold::filter(place, link, pins.is_some()), TcMode::Clsact))
     }
 
-    /// Makes sure that there is a clsact qdisc, without filters of ours on this side: those outlive an agent that was killed.
-    fn prepare_clsact(&mut self, interface: &str, index: u32, side: TcAttachType) -> Result<(), TcError> {
+    /// Makes sure that there is a clsact qdisc.
+    fn prepare_clsact(&mut self, interface: &str, index: u32) -> Result<(), TcError> {
         match tc::qdisc_add_clsact(interface) {
-            Ok(()) => {
-                self.qdiscs.push(index);
-                return Ok(());
-            }
+            Ok(()) => self.qdiscs.push(index),
             Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
             Err(error) => return Err(error),
-        }
-        for hook in Hook::ALL {
-            match tc::qdisc_detach_program(interface, side, hook.program()) {
-                Ok(()) => warn!("{interface} had a filter {} of an agent that was killed", hook.program()),
-                Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => debug!(%error, "cannot list the filters of {interface}"),
-            }
         }
         Ok(())
     }
 }
 
-/// Puts the XDP program on an interface.
-fn xdp(object: &mut Ebpf, interface: &str, index: u32, mode: AyaMode) -> Result<FdLink, DataplaneError> {
-    let name = if mode == AyaMode::Driver { "native XDP" } else { "generic XDP" };
-    let failed = |error| refused(interface, name, error);
-    let program: &mut Xdp = program(object, Hook::Xdp.program())?;
-    let id = program.attach_to_if_index(index, mode).map_err(failed)?;
-    let link = program.take_link(id).map_err(failed)?;
-    // aya falls back to netlink on old kernels; such a link would outlive the agent's death.
-    FdLink::try_from(link).map_err(|_| DataplaneError::NoLink { interface: interface.to_owned() })
+/// Of our filters: the first to be asked, by a number that nobody else takes.
+const FILTER: NlOptions = NlOptions { priority: 1, handle: TcHandle::new(0x5748, 0x4152), classid: None };
+
+/// Puts a filter on one side of an interface, in the place of a former agent's if there is one: no packet is without.
+fn filter(
+    program: &mut SchedClassifier,
+    interface: &str,
+    side: TcAttachType,
+) -> Result<SchedClassifierLink, ProgramError> {
+    let NlOptions { priority, handle, classid } = FILTER;
+    let present =
+        SchedClassifierLink::attached(interface, side, priority, handle, classid).map_err(TcError::IoError)?;
+    let id = program
+        .attach_to_link(present)
+        .or_else(|_none| program.attach_with_options(interface, side, TcAttachOptions::Netlink(FILTER)))?;
+    program.take_link(id)
+}
+
+/// Removes all of our filters from this network namespace: nothing else outlives an agent without being pinned.
+pub fn remove_filters() {
+    remove_filters_but(|_| false);
+}
+
+/// Removes our filters from all interfaces but those, by number, where they are to stay.
+fn remove_filters_but(stay: impl Fn(u32) -> bool) {
+    for interface in nix::net::if_::if_nameindex().iter().flat_map(|interfaces| interfaces.iter()) {
+        let Ok(name) = interface.name().to_str() else { continue };
+        if stay(interface.index()) {
+            continue;
+        }
+        for (side, hook) in [TcAttachType::Ingress, TcAttachType::Egress]
+            .into_iter()
+            .flat_map(|side| Hook::ALL.map(|hook| (side, hook)))
+        {
+            match tc::qdisc_detach_program(name, side, hook.program()) {
+                Ok(()) => info!("removed the filter {} from {name}", hook.program()),
+                Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => debug!(%error, "cannot list the filters of {name}"),
+            }
+        }
+    }
 }
 
 fn index_of(interface: &str) -> Result<u32, DataplaneError> {

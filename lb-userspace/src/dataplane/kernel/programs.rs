@@ -1,5 +1,7 @@
 //! The programs of the object: what they are called, how they are loaded, handed to each other, and run on single packets.
 
+use std::path::Path;
+
 use aya::{
     Ebpf, TestRunOptions,
     maps::{MapData, ProgramArray},
@@ -38,8 +40,32 @@ impl Hook {
         }
     }
 
+    /// The name in messages and of pins.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Xdp => "xdp",
+            Self::TcIngress => "tc-ingress",
+            Self::TcPod => "tc-pod",
+            Self::TcEgress => "tc-egress",
+        }
+    }
+
     const fn is_egress(self) -> bool {
         matches!(self, Self::TcEgress)
+    }
+
+    /// What a test run tells the kernel of a packet of so many bytes at this interface: the beginning of the program's
+    /// context, as `BPF_PROG_TEST_RUN` takes it.
+    pub fn context(self, length: u32, interface: u32) -> Vec<u8> {
+        let ingress = if self.is_egress() { 0 } else { interface };
+        let words: &[u32] = match self {
+            // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+            Self::Xdp => &[0, length, 0, ingress, 0, 0],
+            // The beginning of `struct __sk_buff`: nine words, of which the kernel wants all but the mark to be zero
+            // (`convert___skb_to_skb` in `net/bpf/test_run.c`), then ingress_ifindex and ifindex.
+            _ => &[0, 0, 0, 0, 0, 0, 0, 0, 0, ingress, interface],
+        };
+        words.iter().flat_map(|word| word.to_ne_bytes()).collect()
     }
 }
 
@@ -48,8 +74,9 @@ impl Hook {
 /// (`prog_array_map_clear` in `kernel/bpf/arraymap.c`).
 const STAGES: [(&str, &str); 2] = [("XDP_STAGES", "wharf_xdp"), ("TC_STAGES", "wharf_tc")];
 
-/// Loads every program, and lets them find each other for as long as what is returned lives.
-pub(super) fn load(object: &mut Ebpf) -> Result<Vec<ProgramArray<MapData>>, DataplaneError> {
+/// Loads every program, and lets them find each other for as long as what is returned lives, or is pinned: in a directory, if
+/// there is one for it.
+pub(super) fn load(object: &mut Ebpf, pins: Option<&Path>) -> Result<Vec<ProgramArray<MapData>>, DataplaneError> {
     for name in names() {
         let program = object.program_mut(&name).ok_or_else(|| missing(&name))?;
         match program {
@@ -58,10 +85,17 @@ pub(super) fn load(object: &mut Ebpf) -> Result<Vec<ProgramArray<MapData>>, Data
             _ => Err(ProgramError::UnexpectedProgramType),
         }
         .map_err(|error| refused(&name, error))?;
+        if let Some(path) = pins.map(|directory| directory.join(&name)) {
+            program.pin(&path).map_err(|source| DataplaneError::Pin { path, source })?;
+        }
     }
     STAGES
         .iter()
         .map(|&(array, kind)| {
+            if let (Some(directory), Some(map)) = (pins, object.map(array)) {
+                let path = directory.join(array);
+                map.pin(&path).map_err(|source| DataplaneError::Pin { path, source })?;
+            }
             let mut stages: ProgramArray<MapData> = map(object, array)?;
             for stage in Stage::ALL {
                 let program = descriptor(object, &stage_name(kind, stage))?;
@@ -155,15 +189,7 @@ impl Runner {
     /// Runs the program on a packet, as if it came in by an interface of this network namespace, or left by it where
     /// the hook is at egress. Flows and counters change as they would; nothing is sent.
     pub fn run(&mut self, packet: &[u8], interface: u32) -> Result<TestRun, DataplaneError> {
-        let length = u32::try_from(packet.len()).unwrap_or(u32::MAX);
-        let ingress = if self.hook.is_egress() { 0 } else { interface };
-        let context = match self.program {
-            // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-            Kind::Xdp(_) => bytes(&[0, length, 0, ingress, 0, 0]),
-            // The beginning of `struct __sk_buff`: nine words, of which the kernel wants all but the mark to be zero
-            // (`convert___skb_to_skb` in `net/bpf/test_run.c`), then ingress_ifindex and ifindex.
-            Kind::Tc(_) => bytes(&[0, 0, 0, 0, 0, 0, 0, 0, 0, ingress, interface]),
-        };
+        let context = self.hook.context(u32::try_from(packet.len()).unwrap_or(u32::MAX), interface);
         let mut out = vec![0; packet.len() + GROWTH];
         let options = TestRunOptions {
             data_in: Some(packet),
@@ -179,10 +205,6 @@ impl Runner {
         out.truncate(result.data_size_out as usize);
         Ok(TestRun { action: result.return_value, packet: out })
     }
-}
-
-fn bytes(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
 }
 
 #[cfg(test)]

@@ -94,7 +94,7 @@ fn check(tables: &Tables<Memory>, wanted: &Arc<Decided>) {
     assert_eq!(memory.sources.len(), wanted.sources.len(), "no sources of services that are gone");
     for (name, serving) in &wanted.services {
         let backends = tables.members(name).map(|(address, member, entry)| {
-            assert_eq!((entry.flags, entry.weight), (flags(member.backend), member.backend.weight.get()));
+            assert_eq!((entry.flags, entry.weight), (flags(address, member.backend), member.backend.weight.get()));
             (address, member.backend)
         });
         assert_eq!(backends.collect::<Vec<_>>(), serving.backends);
@@ -129,8 +129,8 @@ fn what_is_decided_is_what_the_kernel_finds() {
     tables.apply(&decided([(1, service)])).unwrap();
     let (frontends, vips) = seen(tables.dataplane());
     let backend = |j, flags, weight| (SocketAddr::from(([10, 1, 0, j], 80)), flags, weight);
-    let local = backend(HERE, Backend::ON_NODE | Backend::IN_CLUSTER | Backend::IN_LOCAL, 2);
-    let slots = [vec![local, backend(1, Backend::IN_CLUSTER, 1), local], vec![local]];
+    let local = backend(HERE, Backend::TAKEN | Backend::ON_NODE | Backend::IN_CLUSTER | Backend::IN_LOCAL, 2);
+    let slots = [vec![local, backend(1, Backend::TAKEN | Backend::IN_CLUSTER, 1), local], vec![local]];
     let sources = ["198.51.100.0/24".parse().unwrap()].into();
     let expected = |at: ([u8; 4], u16), flags| {
         let frontend = Frontend { address: at.into(), protocol: Protocol::Tcp };
@@ -159,7 +159,8 @@ fn a_backend_that_stays_keeps_its_id_its_generation_and_its_counts() {
     let before = Backend { flows: 7, active: 5, ..before };
     tables.dataplane().backends().set(id, before);
     let counted = |weight, flags| (id, Backend { weight, flags, ..before });
-    let in_cluster = Backend::ON_NODE | Backend::IN_CLUSTER;
+    let on_node = Backend::TAKEN | Backend::ON_NODE;
+    let in_cluster = on_node | Backend::IN_CLUSTER;
 
     tables.apply(&plain(&[(1, Algorithm::Maglev, &[(2, 1), (HERE, 9)])])).unwrap();
     tables.reclaim().unwrap();
@@ -167,7 +168,7 @@ fn a_backend_that_stays_keeps_its_id_its_generation_and_its_counts() {
     assert_ne!(members(&tables)[0].0, id);
 
     tables.apply(&plain(&[(1, Algorithm::Maglev, &[(HERE, 0)])])).unwrap();
-    assert_eq!(members(&tables), [counted(0, Backend::ON_NODE)]);
+    assert_eq!(members(&tables), [counted(0, on_node)]);
 
     let service = |conditions| Service {
         frontends: [(([10, 0, 0, 1], 80).into(), FrontendKind::ClusterIp)].into(),
@@ -177,7 +178,7 @@ fn a_backend_that_stays_keeps_its_id_its_generation_and_its_counts() {
     };
     let unready = Conditions { ready: false, serving: false, terminating: false };
     tables.apply(&decided([(1, service(unready))])).unwrap();
-    assert_eq!(members(&tables), [counted(1, Backend::ON_NODE)]);
+    assert_eq!(members(&tables), [counted(1, on_node)]);
     tables.apply(&decided([(1, service(Conditions::READY))])).unwrap();
     assert_eq!(members(&tables), [counted(1, in_cluster | Backend::IN_LOCAL)]);
     assert_ne!(tables.dataplane().backends().get(gone).generation, 0, "the other one has left");
@@ -424,8 +425,71 @@ impl Dataplane for Refusing {
         self.take()?.remove_source(service, range)
     }
 
+    fn frontends(&self) -> Result<BTreeMap<Frontend, abi::Frontend>, DataplaneError> {
+        self.memory.frontends()
+    }
+
+    fn vips(&self) -> Result<BTreeMap<IpAddr, u32>, DataplaneError> {
+        self.memory.vips()
+    }
+
+    fn sources(&self) -> Result<BTreeSet<(u32, IpNet)>, DataplaneError> {
+        self.memory.sources()
+    }
+
     fn wait_for_readers(&self) -> Result<(), DataplaneError> {
         self.memory.wait_for_readers()
+    }
+}
+
+#[test]
+fn an_agent_that_starts_again_finds_everything_as_it_was() {
+    let mut tables = tables();
+    let services: &[Row<'_>] =
+        &[(1, Algorithm::Random, &[(1, 1), (HERE, 3), (3, 0)]), (2, Algorithm::Maglev, &[(1, 1)])];
+    let state = plain(services);
+    tables.apply(&state).unwrap();
+    let members = |tables: &Tables<Memory>| tables.members(&name("1")).collect::<Vec<_>>();
+    let (before, usage) = (members(&tables), tables.usage());
+    let mut again = Tables::open(tables.dataplane, SIZES).unwrap();
+    assert_eq!(again.apply(&state).unwrap(), 0);
+    check(&again, &state);
+    assert_eq!((members(&again), again.usage()), (before, usage));
+    // A service that nobody wants any more goes, with all that it had.
+    let mut third = Tables::open(again.dataplane, SIZES).unwrap();
+    let state = plain(&services[..1]);
+    third.apply(&state).unwrap();
+    check(&third, &state);
+    third.apply(&Arc::default()).unwrap();
+    third.reclaim().unwrap();
+    assert!(third.usage().iter().all(|usage| usage.used == 0), "{:?}", third.usage());
+}
+
+#[test]
+fn what_made_no_sense_in_the_tables_is_set_anew() {
+    let state = plain(&[(1, Algorithm::Random, &[(1, 1), (2, 1)]), (2, Algorithm::Random, &[(1, 1), (2, 1)])]);
+    let word = |base, length| TableRange { base, length }.to_word();
+    let (frontend, nowhere) = (Frontend { address: "10.0.0.9:80".parse().unwrap(), protocol: Protocol::Udp }, 7);
+    let spoil: [&dyn Fn(&mut Memory); 6] = [
+        &|memory| memory.table().set(0, Slot::new(11)),
+        &|memory| memory.services().publish(0, offset_of!(abi::Service, cluster), word(1100, 200)),
+        &|memory| memory.services().publish(0, offset_of!(abi::Service, cluster), word(1, 2)),
+        &|memory| memory.services().publish(0, offset_of!(abi::Service, name), 4711),
+        &|memory| memory.backends().set(0, Backend { weight: 9, ..memory.backends().get(0) }),
+        &|memory| {
+            memory.frontends.insert(frontend, abi::Frontend { service: nowhere, flags: 0 });
+        },
+    ];
+    for spoil in spoil {
+        let mut tables = tables();
+        tables.apply(&state).unwrap();
+        spoil(&mut tables.dataplane);
+        let mut again = Tables::open(tables.dataplane, SIZES).unwrap();
+        again.apply(&state).unwrap();
+        check(&again, &state);
+        again.apply(&Arc::default()).unwrap();
+        again.reclaim().unwrap();
+        assert!(again.usage().iter().all(|usage| usage.used == 0), "{:?}", again.usage());
     }
 }
 
@@ -442,6 +506,30 @@ proptest! {
                 tables.dataplane_mut().patience = usize::MAX;
                 tables.apply(&state).unwrap();
             }
+            let mut fresh = Tables::new(Memory::new(&sizes).unwrap(), sizes);
+            fresh.apply(&state).unwrap();
+            prop_assert_eq!(seen(&tables.dataplane().memory), seen(fresh.dataplane()));
+            tables.reclaim().unwrap();
+            prop_assert_eq!(tables.usage(), fresh.usage());
+        }
+    }
+
+    #[test]
+    fn what_an_agent_left_that_was_killed_in_the_middle_becomes_what_is_wanted(
+        history in proptest::collection::vec((state(), 0_usize..12, any::<bool>()), 1..8),
+    ) {
+        let sizes = Sizes { services: 64, backends: 256, slots: 1 << 16, source_ranges: 64, ..SIZES };
+        let mut tables = Tables::new(Refusing { memory: Memory::new(&sizes).unwrap(), patience: 0 }, sizes);
+        for (state, patience, reclaims) in history {
+            tables.dataplane_mut().patience = patience;
+            let _killed = tables.apply(&state);
+            if reclaims {
+                tables.reclaim().unwrap();
+            }
+            let mut dataplane = tables.dataplane;
+            dataplane.patience = usize::MAX;
+            tables = Tables::open(dataplane, sizes).unwrap();
+            tables.apply(&state).unwrap();
             let mut fresh = Tables::new(Memory::new(&sizes).unwrap(), sizes);
             fresh.apply(&state).unwrap();
             prop_assert_eq!(seen(&tables.dataplane().memory), seen(fresh.dataplane()));

@@ -102,14 +102,7 @@ impl Generator {
     /// Sends so many packets; gives ns a packet, the generator's own time included.
     fn send(&mut self, hook: Hook, traffic: &Traffic, packets: u32) -> Result<f64> {
         self.traffic.set(0, traffic, 0)?;
-        let ingress = if hook == Hook::TcEgress { 0 } else { self.interface };
-        let context: Vec<u32> = match hook {
-            // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-            Hook::Xdp => vec![0, LENGTH as u32, 0, ingress, 0, 0],
-            // The beginning of `struct __sk_buff`: nine words of zeros, ingress_ifindex, ifindex.
-            _ => [&[0; 9][..], &[ingress, self.interface]].concat(),
-        };
-        let context: Vec<u8> = context.into_iter().flat_map(u32::to_ne_bytes).collect();
+        let context = hook.context(LENGTH as u32, self.interface);
         let options = TestRunOptions {
             data_in: Some(&[0; LENGTH]),
             ctx_in: Some(&context),

@@ -1,0 +1,32 @@
+//! `wharf cleanup`: takes away all that agents left.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+
+use super::print;
+use crate::{admin, cleanup, dataplane::kernel::DEFAULT_PINS};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Where it is pinned
+    #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_PINS)]
+    bpffs: PathBuf,
+    /// Where the agent was reached: what it changed on the host is on record there
+    #[arg(long, value_name = "PATH", default_value = admin::DEFAULT_SOCKET)]
+    admin: PathBuf,
+}
+
+pub(super) fn run(Args { bpffs, admin }: &Args) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("the event loop could not be set up")?;
+    let had_anything = runtime.block_on(async {
+        // Held until all is gone, so that no agent starts meanwhile; removed then.
+        let _server = admin::server::Server::bind(admin).await?;
+        anyhow::Ok(cleanup::clean_up(bpffs, admin).await?)
+    })?;
+    print(if had_anything { "nothing of wharf is left\n" } else { "there was nothing of wharf here\n" })?;
+    Ok(ExitCode::SUCCESS)
+}

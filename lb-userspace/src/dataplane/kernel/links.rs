@@ -1,0 +1,182 @@
+//! What holds one of our programs at one hook: a BPF link, or a filter of the clsact qdisc.
+
+use std::{
+    fmt, fs, mem,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use aya::{
+    Ebpf,
+    programs::{
+        ProgramError, SchedClassifier, Xdp,
+        links::{FdLink, LinkError, PinnedLink},
+        tc::SchedClassifierLink,
+        xdp::XdpLink,
+    },
+};
+use tracing::debug;
+
+use super::{
+    pins::Pins,
+    programs::{Hook, program},
+};
+use crate::dataplane::DataplaneError;
+
+/// A hook of one interface. As text, the name under which a link is pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub(super) hook: Hook,
+    /// In XDP: behind the driver, not in it.
+    pub(super) is_generic: bool,
+    /// The interface's number.
+    pub(super) interface: u32,
+}
+
+/// Keeps a program in its place for as long as it lives, or for longer: see [`Hold::stays`].
+#[derive(Debug)]
+pub(super) struct Hold {
+    place: Place,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// A link: what is pinned stays when the agent ends.
+    Link { link: Option<FdLink>, pin: Option<PathBuf> },
+    /// A filter, which stays if nobody removes it.
+    Filter { link: Option<SchedClassifierLink>, stays: bool },
+}
+
+impl Place {
+    /// Where the programs of a tc hook are.
+    pub(super) fn tc(hook: Hook, interface: u32) -> Self {
+        Self { hook, is_generic: false, interface }
+    }
+}
+
+impl Hold {
+    /// A link that goes with the agent, unless it is pinned.
+    pub(super) fn link(place: Place, link: FdLink) -> Self {
+        Self { place, kind: Kind::Link { link: Some(link), pin: None } }
+    }
+
+    /// A filter, which stays when the agent ends or goes with it.
+    pub(super) fn filter(place: Place, link: SchedClassifierLink, stays: bool) -> Self {
+        Self { place, kind: Kind::Filter { link: Some(link), stays } }
+    }
+
+    /// The link of a former agent, with our program in place of that one's: no packet is without one. An error if there is no
+    /// interface to the link any more.
+    pub(super) fn take_over(place: Place, object: &mut Ebpf, pins: &Pins) -> Result<Self, DataplaneError> {
+        let path = pins.link(&place.to_string());
+        let name = place.hook.program();
+        let replaced = if place.hook == Hook::Xdp {
+            let program: &mut Xdp = program(object, name)?;
+            replace(&path, |link| {
+                let id = program.attach_to_link(XdpLink::try_from(link)?)?;
+                Ok(FdLink::try_from(program.take_link(id)?)?)
+            })
+        } else {
+            let program: &mut SchedClassifier = program(object, name)?;
+            replace(&path, |link| {
+                let id = program.attach_to_link(SchedClassifierLink::try_from(link)?)?;
+                Ok(FdLink::try_from(program.take_link(id)?)?)
+            })
+        };
+        match replaced {
+            Ok(link) => Ok(Self { place, kind: Kind::Link { link: Some(link), pin: Some(path) } }),
+            Err(source) => Err(DataplaneError::Link { path, source: Box::new(source) }),
+        }
+    }
+
+    /// Pins the link, if there is one that is not. Where pins can't be made it goes on without.
+    pub(super) fn pin(&mut self, pins: &Pins) -> Result<(), DataplaneError> {
+        let Kind::Link { link, pin: pin @ None } = &mut self.kind else { return Ok(()) };
+        // The library drops a link that it can't pin, and so detaches it: better not to try in vain.
+        pins.check_writable()?;
+        let path = pins.link(&self.place.to_string());
+        // Whatever has the name is of an interface that had the number before.
+        let _none = fs::remove_file(&path);
+        if let Some(unpinned) = link.take() {
+            let pinned = unpinned.pin(&path).map_err(|source| DataplaneError::Pin { path: path.clone(), source })?;
+            (*link, *pin) = (Some(pinned.into()), Some(path));
+        }
+        Ok(())
+    }
+
+    /// Takes the program away, also where it would stay.
+    pub(super) fn release(mut self) {
+        match &mut self.kind {
+            Kind::Link { pin: Some(path), .. } => {
+                if let Err(error) = fs::remove_file(&path) {
+                    debug!(%error, "cannot remove {}", path.display());
+                }
+            }
+            Kind::Filter { stays, .. } => *stays = false,
+            Kind::Link { .. } => {}
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if let Kind::Filter { link, stays: true } = &mut self.kind {
+            // The library would remove it.
+            mem::forget(link.take());
+        }
+    }
+}
+
+/// Replaces the program of a pinned link.
+fn replace(path: &Path, by: impl FnOnce(FdLink) -> Result<FdLink, ReplaceError>) -> Result<FdLink, ReplaceError> {
+    by(PinnedLink::from_pin(path)?.into())
+}
+
+/// Why a program could not take another one's place.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplaceError {
+    /// There is no such link, or it is of another kind.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The kernel refused.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { hook, is_generic, interface } = self;
+        let mode = if *is_generic { "-generic" } else { "" };
+        write!(f, "{}{mode}-{interface}", hook.name())
+    }
+}
+
+impl FromStr for Place {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, interface) = text.rsplit_once('-').ok_or(())?;
+        let (name, is_generic) = name.strip_suffix("-generic").map_or((name, false), |name| (name, true));
+        let hook = Hook::ALL.into_iter().find(|hook| hook.name() == name).ok_or(())?;
+        Ok(Self { hook, is_generic, interface: interface.parse().map_err(|_| ())? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_pins_say_where_programs_are() {
+        for (hook, is_generic, text) in
+            [(Hook::Xdp, false, "xdp-7"), (Hook::Xdp, true, "xdp-generic-7"), (Hook::TcEgress, false, "tc-egress-7")]
+        {
+            let place = Place { hook, is_generic, interface: 7 };
+            assert_eq!((place.to_string().as_str(), text.parse()), (text, Ok(place)));
+        }
+        for other in ["", "xdp", "xdp-", "xdp-x", "filters", "tc-7"] {
+            assert_eq!(other.parse::<Place>(), Err(()), "{other}");
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Where maps, programs and links outlive the agent: directories of the BPF file system.
+//!
+//! ```text
+//! /sys/fs/bpf/wharf/v1/netns-1/maps/FLOWS4, …        what the tables hold
+//!                             /programs/3/…          the programs of the third agent, and the arrays by which they call each other
+//!                             /links/tc-egress-2, …  what holds a program at a hook of the interface with that number
+//! ```
+//! `v1` is the layout of the maps ([`LAYOUT`]). Each network namespace has a directory, named by the number that the kernel
+//! gives to no other one until it is booted again (`SO_NETNS_COOKIE`); the host's own is 1.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    io::{self, ErrorKind},
+    path::{Path, PathBuf},
+    thread,
+};
+
+use lb_common::abi::LAYOUT;
+use nix::{
+    fcntl::{Flock, FlockArg},
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, setns, unshare},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+use tracing::{debug, info, warn};
+
+use super::{programs::Hook, sys};
+
+/// Where pins are unless said otherwise.
+pub const DEFAULT: &str = "/sys/fs/bpf/wharf";
+
+/// Where the BPF file system is mounted as a rule.
+const MOUNT_POINT: &str = "/sys/fs/bpf";
+
+/// The pins of one network namespace, held by one agent at a time.
+#[derive(Debug)]
+pub struct Pins {
+    directory: PathBuf,
+    /// Others wait for it, or are refused.
+    _turn: Flock<File>,
+}
+
+/// What is wrong with pins.
+#[derive(Debug, thiserror::Error)]
+pub enum PinsError {
+    /// They are another agent's.
+    #[error("another wharf runs with the pins in {}: stop it first, or name another place with --bpffs", .0.display())]
+    Busy(PathBuf),
+    /// There is no BPF file system.
+    #[error("{} is not on a BPF file system: mount one (`mount -t bpf bpf DIRECTORY`), or name a place on one with --bpffs", .0.display())]
+    NotBpffs(PathBuf),
+    /// It could not be mounted.
+    #[error(
+        "no BPF file system could be mounted at {MOUNT_POINT}: `mount -t bpf bpf {MOUNT_POINT}` as root, or name a place on one with --bpffs"
+    )]
+    Mount(#[source] io::Error),
+    /// The system refused.
+    #[error("cannot {what} {} ({})", path.display(), remedy(source))]
+    Refused {
+        /// To do what.
+        what: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The network namespace has no number.
+    #[error("the kernel does not say which network namespace this is (Linux 5.14 or later does)")]
+    Namespace(#[source] io::Error),
+}
+
+impl PinsError {
+    /// Whether it may pass without anybody starting the agent another way.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Refused { source, .. } if matches!(source.kind(), ErrorKind::ReadOnlyFilesystem | ErrorKind::StorageFull | ErrorKind::OutOfMemory))
+    }
+}
+
+/// What to do about a refusal.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::ReadOnlyFilesystem => "the BPF file system is read-only: `mount -o remount,rw` makes it writable",
+        ErrorKind::PermissionDenied => "root, or CAP_BPF and write permission there, are needed",
+        ErrorKind::StorageFull | ErrorKind::OutOfMemory => "there is no room: free some memory",
+        _ => "is that place on a BPF file system?",
+    }
+}
+
+impl Pins {
+    /// Takes the pins of this network namespace, made or found below a directory of a BPF file system.
+    pub fn take(bpffs: &Path) -> Result<Self, PinsError> {
+        let root = place(bpffs)?;
+        let namespace = namespace()?;
+        let layout = |version: u32| root.join(format!("v{version}")).join(&namespace);
+        let directory = layout(LAYOUT);
+        for directory in ["maps", "programs", "links"].map(|it| directory.join(it)) {
+            fs::create_dir_all(&directory).map_err(refused("make", &directory))?;
+        }
+        let turn = lock(&directory)?;
+        sweep(&root, &namespace);
+        Ok(Self { directory, _turn: turn })
+    }
+
+    /// Whether a former agent left something.
+    pub fn are_new(&self) -> bool {
+        entries(&self.directory.join("maps")).next().is_none()
+    }
+
+    /// Where a map is or will be pinned.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.directory.join("maps").join(name)
+    }
+
+    /// Where a link is or will be pinned.
+    pub fn link(&self, name: &str) -> PathBuf {
+        self.directory.join("links").join(name)
+    }
+
+    /// The links that are pinned, by name.
+    pub fn links(&self) -> Vec<String> {
+        entries(&self.directory.join("links")).collect()
+    }
+
+    /// Removes a link that is of no use.
+    pub(super) fn remove_link(&self, name: &str) -> Result<(), PinsError> {
+        let path = self.link(name);
+        fs::remove_file(&path).map_err(refused("remove", &path))
+    }
+
+    /// An error if nothing can be pinned now.
+    pub(super) fn check_writable(&self) -> Result<(), PinsError> {
+        let probe = self.directory.join("links/probe");
+        fs::create_dir(&probe)
+            .and_then(|()| fs::remove_dir(&probe))
+            .map_err(refused("pin anything in", &self.directory))
+    }
+
+    /// Notes that programs sit in filters of clsact qdiscs, of which the file system knows nothing.
+    pub(super) fn note_filters(&self) -> Result<(), PinsError> {
+        let mark = self.directory.join("links/filters");
+        fs::create_dir_all(&mark).map_err(refused("make", &mark))
+    }
+
+    /// Makes a directory for the programs of one more agent.
+    pub(super) fn new_programs(&self) -> Result<PathBuf, PinsError> {
+        let programs = self.directory.join("programs");
+        let last = entries(&programs).filter_map(|name| name.parse::<u64>().ok()).max().unwrap_or(0);
+        let new = programs.join((last + 1).to_string());
+        fs::create_dir(&new).map_err(refused("make", &new))?;
+        Ok(new)
+    }
+
+    /// Removes the programs of former agents, which no link leads to any more.
+    pub(super) fn remove_other_programs(&self, ours: &Path) {
+        let programs = self.directory.join("programs");
+        for other in entries(&programs).map(|name| programs.join(name)).filter(|path| path != ours) {
+            if let Err(error) = fs::remove_dir_all(&other) {
+                warn!(%error, "cannot remove {}", other.display());
+            }
+        }
+    }
+}
+
+/// Removes the pins of this network namespace and of those that are gone. Says whether there were any.
+pub fn remove_pins(bpffs: &Path) -> Result<bool, PinsError> {
+    let Some(root) = existing(bpffs) else { return Ok(false) };
+    let namespace = namespace()?;
+    sweep(&root, &namespace);
+    let mut found = false;
+    for directory in entries(&root).map(|version| root.join(version).join(&namespace)).filter(|it| it.exists()) {
+        let _turn = lock(&directory)?;
+        remove(&directory)?;
+        found = true;
+    }
+    Ok(found)
+}
+
+/// Removes a namespace's directory, and those above that are empty then.
+fn remove(directory: &Path) -> Result<(), PinsError> {
+    // What opens flows goes before what brings replies back.
+    let (last, first): (Vec<_>, Vec<_>) =
+        entries(&directory.join("links")).partition(|name| name.starts_with(Hook::TcEgress.name()));
+    for link in first.into_iter().chain(last).map(|name| directory.join("links").join(name)) {
+        let _directory = fs::remove_file(link);
+    }
+    for part in ["links", "programs", "maps", ""].map(|part| directory.join(part)) {
+        match fs::remove_dir_all(&part) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(refused("remove", &part)(error)),
+            _ => {}
+        }
+    }
+    for parent in directory.ancestors().skip(1).take(2) {
+        // Others may have something there.
+        if fs::remove_dir(parent).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the pins of network namespaces that are gone, with all interfaces that programs were on: they hold memory for nothing.
+fn sweep(root: &Path, ours: &str) {
+    for version in entries(root).map(|version| root.join(version)) {
+        let others = entries(&version).filter(|name| name.starts_with(NAMESPACE) && name != ours);
+        for directory in others.map(|name| version.join(name)) {
+            let links = directory.join("links");
+            let is_dead = |name: String| sys::link_interface(&links.join(name)).is_ok_and(|interface| interface == 0);
+            let Ok(_turn) = lock(&directory) else { continue };
+            if entries(&links).all(is_dead) {
+                match remove(&directory) {
+                    Ok(()) => {
+                        info!("removed what was left of a network namespace that is gone: {}", directory.display());
+                    }
+                    Err(error) => debug!(%error, "cannot remove {}", directory.display()),
+                }
+            }
+        }
+    }
+}
+
+fn refused(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinsError {
+    let path = path.to_owned();
+    move |source| PinsError::Refused { what, path, source }
+}
+
+fn lock(directory: &Path) -> Result<Flock<File>, PinsError> {
+    let file = File::open(directory).map_err(refused("open", directory))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        nix::Error::EWOULDBLOCK => PinsError::Busy(directory.to_owned()),
+        errno => refused("lock", directory)(errno.into()),
+    })
+}
+
+/// The names in a directory; none if it is not there.
+fn entries(directory: &Path) -> impl Iterator<Item = String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok())
+}
+
+/// What the names of namespaces' directories begin with.
+const NAMESPACE: &str = "netns-";
+
+/// The name of this network namespace's directory.
+pub fn namespace() -> Result<String, PinsError> {
+    Ok(format!("{NAMESPACE}{}", sys::namespace_cookie().map_err(PinsError::Namespace)?))
+}
+
+/// Where a directory on a BPF file system really is, which is mounted if it has to be.
+///
+/// What `ip netns exec` runs has a /sys of its own, without the BPF file system that everybody else shares, and what it mounts
+/// there would go with the process. So where the directory is not on one here, it is looked for as process 1 sees it.
+fn place(bpffs: &Path) -> Result<PathBuf, PinsError> {
+    if let Some(root) = existing(bpffs) {
+        return Ok(root);
+    }
+    if !bpffs.starts_with(MOUNT_POINT) {
+        return Err(PinsError::NotBpffs(bpffs.to_owned()));
+    }
+    mount_bpffs().map_err(PinsError::Mount)?;
+    existing(bpffs).ok_or_else(|| PinsError::NotBpffs(bpffs.to_owned()))
+}
+
+/// The directory, or the one that process 1 sees by that name, if it is or would be on a BPF file system.
+fn existing(bpffs: &Path) -> Option<PathBuf> {
+    if is_on_bpffs(bpffs) {
+        return Some(bpffs.to_owned());
+    }
+    let outside = Path::new("/proc/1/root").join(bpffs.strip_prefix("/").ok()?);
+    (bpffs.starts_with(MOUNT_POINT) && is_on_bpffs(&outside)).then_some(outside)
+}
+
+fn is_on_bpffs(path: &Path) -> bool {
+    let exists = path.ancestors().find(|it| it.as_os_str() != OsStr::new("") && it.exists());
+    exists.is_some_and(|it| statfs(it).is_ok_and(|it| it.filesystem_type() == BPF_FS_MAGIC))
+}
+
+/// Mounts a BPF file system, where process 1 sees it if that may be.
+fn mount_bpffs() -> io::Result<()> {
+    let mount_here = || mount(Some("bpf"), MOUNT_POINT, Some("bpf"), MsFlags::empty(), None::<&str>);
+    // A thread that shares its directories with no other may enter another mount namespace.
+    let mount_outside = move || {
+        unshare(CloneFlags::CLONE_FS)?;
+        setns(File::open("/proc/1/ns/mnt")?, CloneFlags::CLONE_NEWNS)?;
+        Ok::<_, io::Error>(mount_here()?)
+    };
+    let outside = thread::spawn(mount_outside).join().unwrap_or_else(|_| Err(io::Error::other("the thread died")));
+    if let Err(error) = outside {
+        debug!(%error, "cannot mount a BPF file system where process 1 would see it");
+        mount_here()?;
+    }
+    info!("mounted a BPF file system at {MOUNT_POINT}");
+    Ok(())
+}

@@ -1,0 +1,425 @@
+//! What becomes of traffic when the agent stops, dies, starts again, or goes for good.
+#![expect(clippy::unwrap_used, reason = "this is test code: it fails by panicking")]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tests::{
+    SOON,
+    agent::Agent,
+    eventually,
+    services::{Service, cluster_ips, file},
+    topology::{Host, Lab, Topology},
+    traffic::{Arrivals, Conversations},
+    variants::PAIR,
+};
+
+/// Time for some traffic.
+const MOMENT: Duration = Duration::from_millis(300);
+
+/// The first service's addresses.
+fn vips() -> [SocketAddr; 2] {
+    cluster_ips(1).map(|ip| SocketAddr::new(ip, 80))
+}
+
+/// A lab with three backends.
+fn lab() -> Lab {
+    Topology::new().backends(3).up()
+}
+
+/// A services file with the first service, of these backends.
+fn web<'a>(backends: impl IntoIterator<Item = &'a Host>) -> String {
+    file([Service::new(1).endpoints(backends)])
+}
+
+/// Connections that stay open, and others that come all the time, over both families.
+struct Load {
+    conversations: Vec<Conversations>,
+    arrivals: Vec<Arrivals>,
+}
+
+impl Load {
+    fn begin(client: &Host, vips: [SocketAddr; 2]) -> Self {
+        let conversations = vips.iter().map(|vip| client.converse(vip, 20)).collect();
+        Self { conversations, arrivals: vips.iter().map(|vip| client.keep_calling(vip)).collect() }
+    }
+
+    /// Ends it: no connection has failed, or was kept waiting. How many new ones there were.
+    #[track_caller]
+    fn expect_unharmed(self) -> usize {
+        let mut connections = 0;
+        for arrivals in self.arrivals {
+            let tally = arrivals.finish();
+            assert!(tally.errors.is_empty(), "{tally}");
+            connections += tally.answers.values().sum::<usize>();
+        }
+        for conversations in self.conversations {
+            assert_eq!(conversations.stuck(SOON), Vec::<&str>::new());
+            for outcome in conversations.finish() {
+                assert!(outcome.end.is_ok(), "{outcome:?}");
+            }
+        }
+        connections
+    }
+}
+
+/// The flows opened to a service's backends, by their addresses.
+fn opened(agent: &Agent) -> BTreeMap<String, u64> {
+    let backends = agent.ask("backends");
+    let backends = backends.as_array().unwrap().iter();
+    backends
+        .filter(|backend| backend["protocol"] == "TCP")
+        .map(|backend| (backend["address"].as_str().unwrap().to_owned(), backend["flows"].as_u64().unwrap()))
+        .collect()
+}
+
+#[test]
+fn traffic_goes_on_without_the_agent() {
+    for mode in ["native", "off"] {
+        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+            let lab = lab();
+            let _servers = lab.serve(8080);
+            let mut agent = Agent::start(&lab, &web(lab.backends()), &["--xdp", mode]);
+            let before = lab.lb().programs();
+            let load = Load::begin(lab.client(), vips());
+            thread::sleep(MOMENT);
+            agent.signal(signal);
+            agent.wait();
+            thread::sleep(MOMENT);
+            assert_eq!(lab.lb().programs(), before);
+            assert!(load.expect_unharmed() > 20, "--xdp {mode}, {signal}");
+        }
+    }
+}
+
+#[test]
+fn an_agent_that_starts_again_takes_over_where_the_last_one_ended() {
+    let lab = lab();
+    let _servers = lab.serve(8080);
+    let mut agent = Agent::start(&lab, &web(lab.backends()), &[]);
+    for vip in vips() {
+        assert!(lab.client().get_many(vip, 30, 1).errors.is_empty());
+    }
+    let (before, forwarded) = (opened(&agent), agent.count("redirect"));
+    assert!(before.values().all(|flows| *flows == 10), "{before:?}");
+    agent.signal(Signal::SIGKILL);
+    agent.wait();
+    let another = agent.launch_another(&lab, &[]).ready();
+    assert_eq!(opened(&another), before);
+    assert!(another.count("redirect") >= forwarded);
+    // The turns go on where they were.
+    let tally = lab.client().get_many(vips()[0], 3, 1);
+    assert_eq!(tally.answers.values().copied().collect::<Vec<_>>(), [1, 1, 1]);
+}
+
+#[test]
+fn kills_and_restarts_under_load_harm_no_connection() {
+    for variant in PAIR {
+        let cluster = variant.layout.clone().up();
+        let (node, other) = (cluster.node(1), cluster.node(2));
+        let pods: Vec<_> = node.pods().iter().chain(other.pods()).collect();
+        let _servers: Vec<_> = pods.iter().map(|pod| pod.serve(8080)).collect();
+        let services = file([Service::new(1).endpoints(pods.iter().copied())]);
+        let mut agent = variant.start(node, &services, &[]);
+        let load = Load::begin(cluster.client(), vips());
+        for round in 0..5 {
+            thread::sleep(MOMENT);
+            agent.signal(if round % 2 == 0 { Signal::SIGKILL } else { Signal::SIGTERM });
+            agent.wait();
+            thread::sleep(MOMENT);
+            // Other code, as far as the kernel can tell: each agent loads programs of its own, and these have other constants.
+            let timeout = format!("{}s", 60 + round);
+            agent = agent.restart_on(node, &["--xdp", variant.xdp, "--timeout-udp", &timeout]);
+        }
+        thread::sleep(MOMENT);
+        assert!(load.expect_unharmed() > 100);
+    }
+}
+
+#[test]
+fn backends_replaced_one_by_one_under_load_with_drain_harm_no_connection() {
+    let lab = Topology::new().backends(6).up();
+    let _servers = lab.serve(8080);
+    let (old, new) = lab.backends().split_at(3);
+    let agent = Agent::start(&lab, &web(old), &[]);
+    let arrivals: Vec<_> = vips().iter().map(|vip| lab.client().keep_calling(vip)).collect();
+    for replaced in 1..=3 {
+        let drained = Service::new(1).endpoints(&old[replaced..]).endpoints(&new[..replaced]);
+        // The one that goes has no new flows first, and then none at all.
+        let draining = drained.clone().endpoint_with(&old[replaced - 1], &serde_json::json!({ "weight": 0 }));
+        agent.apply(&file([draining]));
+        thread::sleep(MOMENT);
+        agent.apply(&file([drained]));
+        thread::sleep(MOMENT);
+    }
+    for arrivals in arrivals {
+        let tally = arrivals.finish();
+        assert!(tally.errors.is_empty(), "{tally}");
+        assert!(tally.answers.len() == 6, "{tally}");
+    }
+}
+
+#[test]
+fn services_that_went_while_no_agent_ran_are_removed_by_the_next_one() {
+    let lab = lab();
+    let _servers = lab.serve(8080);
+    let two = file([1, 2].map(|k| Service::new(k).endpoints(lab.backends())));
+    let mut agent = Agent::start(&lab, &two, &[]);
+    let [v4, _] = cluster_ips(2);
+    assert!(lab.client().tcp((v4, 80)).is_ok());
+    agent.signal(Signal::SIGKILL);
+    agent.wait();
+    agent.edit(&web([lab.backend(1)]));
+    let another = agent.launch_another(&lab, &[]).ready();
+    assert!(lab.client().tcp((v4, 80)).is_err());
+    for vip in vips() {
+        assert_eq!(lab.client().get_many(vip, 10, 1).answers, BTreeMap::from([("b1".to_owned(), 10)]));
+    }
+    // All else is as if it had been that way from the start.
+    another.apply("services: []");
+    let tables = another.status()["tables"].clone();
+    for table in tables.as_array().unwrap().iter().filter(|table| !table["name"].as_str().unwrap().starts_with("flows"))
+    {
+        assert_eq!(table["used"], 0, "{table}");
+    }
+}
+
+#[test]
+fn an_agent_that_starts_again_with_a_broken_file_leaves_all_as_it_is_until_the_file_makes_sense() {
+    let lab = lab();
+    let _servers = lab.serve(8080);
+    let mut agent = Agent::start(&lab, &web([lab.backend(1)]), &[]);
+    agent.signal(Signal::SIGKILL);
+    agent.wait();
+    agent.edit("services: [{ name: web }]");
+    let another = agent.launch_another(&lab, &[]).ready();
+    let error = || another.status()["servicesError"].clone();
+    assert!(error().as_str().is_some_and(|error| error.contains("services[0].addresses: missing")), "{}", error());
+    for vip in vips() {
+        assert_eq!(lab.client().get_many(vip, 3, 1).answers, BTreeMap::from([("b1".to_owned(), 3)]));
+    }
+    another.apply(&web([lab.backend(2)]));
+    assert_eq!(error(), Value::Null);
+    for vip in vips() {
+        assert_eq!(lab.client().get_many(vip, 3, 1).answers, BTreeMap::from([("b2".to_owned(), 3)]));
+    }
+}
+
+#[test]
+fn other_sizes_than_those_that_are_pinned_are_refused_with_both_and_traffic_goes_on() {
+    let lab = lab();
+    let _servers = lab.serve(8080);
+    let mut agent = Agent::start(&lab, &web(lab.backends()), &["--max-flows", "4096"]);
+    let load = Load::begin(lab.client(), vips());
+    agent.signal(Signal::SIGTERM);
+    agent.wait();
+    let mut other = agent.launch_another(&lab, &["--max-flows", "8192"]);
+    assert_eq!(other.wait().code(), Some(1));
+    let log = other.log();
+    assert!(log.contains("map FLOWS4 is pinned as LruHash with 8192 entries"), "{log}");
+    assert!(log.contains("is to be LruHash with 16384 entries") && log.contains("--max-flows as before"), "{log}");
+    let another = agent.launch_another(&lab, &["--max-flows", "4096"]).ready();
+    assert!(load.expect_unharmed() > 0);
+    drop(another);
+}
+
+#[test]
+fn a_second_agent_with_the_same_pins_is_refused() {
+    let lab = lab();
+    let agent = Agent::start(&lab, "services: []", &[]);
+    // In a directory of its own.
+    let mut second = Agent::launch(&lab, "services: []", &[]);
+    assert_eq!(second.wait().code(), Some(1));
+    assert!(second.log().contains("another wharf runs with the pins in"), "{}", second.log());
+    agent.stop();
+}
+
+#[test]
+fn interfaces_that_are_not_named_any_more_are_left() {
+    let lab = lab();
+    for mode in ["native", "off"] {
+        let mut agent = Agent::start(&lab, "services: []", &["--xdp", mode]);
+        agent.signal(Signal::SIGTERM);
+        agent.wait();
+        let another = agent.relaunch(lab.lb(), &["--interface", "eth-b1", "--xdp", mode]).ready();
+        eventually("the others are left", || lab.lb().programs().iter().all(|it| it.starts_with("eth-b1 ")));
+        assert_eq!(lab.lb().programs().len(), 2);
+        drop(another);
+    }
+}
+
+#[test]
+fn an_agent_takes_over_in_another_mode() {
+    let lab = lab();
+    let _servers = lab.serve(8080);
+    let mut agent = Agent::start(&lab, &web(lab.backends()), &["--xdp", "native"]);
+    let conversations = vips().map(|vip| lab.client().converse(vip, 5));
+    for mode in ["off", "generic", "native", "auto"] {
+        agent.signal(Signal::SIGTERM);
+        agent.wait();
+        agent = agent.launch_another(&lab, &["--xdp", mode]).ready();
+        assert_eq!(agent.status()["interfaces"][0]["xdp"], if mode == "auto" { "native" } else { mode });
+    }
+    for conversations in conversations {
+        assert_eq!(conversations.stuck(SOON), Vec::<&str>::new());
+    }
+}
+
+// For good.
+
+#[test]
+fn with_keep_off_or_cleaned_up_nothing_is_left() {
+    for lab in [Topology::new().backends(1).up(), Topology::new().backends(1).one_armed().up()] {
+        // Strict, which the agent has to loosen.
+        lab.lb().namespace().sysctl("ipv4/conf/all/rp_filter", "1");
+        let before = settings(lab.lb());
+        for keep in ["--keep=false", "--keep"] {
+            let mut agent = Agent::start(&lab, "services: []", &[keep]);
+            assert_eq!(lab.lb().programs().len(), 2 * lab.lb().interfaces().count());
+            assert_ne!(settings(lab.lb()), before);
+            agent.signal(Signal::SIGTERM);
+            assert_eq!(agent.wait().code(), Some(0));
+            assert!(!agent.admin_socket().exists());
+            if keep == "--keep" {
+                assert_ne!(settings(lab.lb()), before);
+                let output = agent.cleanup();
+                assert_eq!(String::from_utf8_lossy(&output.stdout), "nothing of wharf is left\n", "{output:?}");
+            }
+            assert_eq!(lab.lb().programs(), Vec::<String>::new());
+            assert_eq!(different(&before, &settings(lab.lb())), Vec::<&Path>::new());
+            assert_eq!(pins(lab.lb()), Vec::<PathBuf>::new());
+            let again = agent.cleanup();
+            assert_eq!(String::from_utf8_lossy(&again.stdout), "there was nothing of wharf here\n", "{again:?}");
+        }
+    }
+}
+
+#[test]
+fn cleanup_does_nothing_while_an_agent_runs() {
+    let lab = lab();
+    let mut agent = Agent::start(&lab, "services: []", &[]);
+    let before = lab.lb().programs();
+    let output = agent.cleanup();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("another wharf is running"), "{output:?}");
+    assert_eq!(lab.lb().programs(), before);
+}
+
+#[test]
+fn settings_are_put_back_to_what_they_were_before_the_first_agent() {
+    let lab = Topology::new().backends(1).up();
+    lab.lb().namespace().sysctl("ipv6/conf/eth-b1/forwarding", "1");
+    let before = settings(lab.lb());
+    let mut agent = Agent::start(&lab, "services: []", &[]);
+    agent.signal(Signal::SIGKILL);
+    agent.wait();
+    let mut another = agent.launch_another(&lab, &["--keep=false"]).ready();
+    another.signal(Signal::SIGTERM);
+    another.wait();
+    assert_eq!(different(&before, &settings(lab.lb())), Vec::<&Path>::new());
+}
+
+#[test]
+fn an_agent_that_can_not_start_leaves_nothing() {
+    let lab = Topology::new().up();
+    let before = settings(lab.lb());
+    let mut agent = Agent::launch(&lab, "services: [{ name: web }]", &[]);
+    assert_eq!(agent.wait().code(), Some(1));
+    assert_eq!((lab.lb().programs(), pins(lab.lb())), (Vec::new(), Vec::new()));
+    assert_eq!(different(&before, &settings(lab.lb())), Vec::<&Path>::new());
+}
+
+#[test]
+fn what_is_left_of_namespaces_that_are_gone_goes_with_the_next_start() {
+    let dead = {
+        let lab = lab();
+        let mut agent = Agent::start(&lab, "services: []", &[]);
+        agent.signal(Signal::SIGKILL);
+        agent.wait();
+        let pins = pins(lab.lb());
+        assert!(!pins.is_empty());
+        // As if the machine of the test had ended before it could clean up.
+        std::mem::forget(agent);
+        pins
+    };
+    let lab = lab();
+    eventually("the namespace is gone", || {
+        let _agent = Agent::start(&lab, "services: []", &[]);
+        dead.iter().all(|path| !path.exists())
+    });
+}
+
+/// 5,000 services, and the first one with real backends.
+fn many(lab: &Lab) -> String {
+    let others = (0..4_999_u32).map(|number| {
+        let address =
+            |network: [u8; 4]| std::net::Ipv4Addr::from_bits(u32::from_be_bytes(network) + number).to_string();
+        serde_json::json!({
+            "name": format!("other-{number}"), "addresses": [address([10, 100, 0, 0])], "ports": [{ "port": 80 }],
+            "backends": [address([10, 128, 0, 0]), address([10, 129, 0, 0])],
+        })
+    });
+    let mut file: Value = serde_json::from_str(&web(lab.backends())).unwrap();
+    file.get_mut("services").and_then(Value::as_array_mut).unwrap().extend(others);
+    file.to_string()
+}
+
+/// How fast that goes is shown, and judged by people.
+#[test]
+fn a_restart_with_5_000_services_changes_nothing_for_live_flows() {
+    let lab = lab();
+    let _servers = lab.serve(8080);
+    let mut agent = Agent::start(&lab, &many(&lab), &[]);
+    let load = Load::begin(lab.client(), vips());
+    let datagrams: Vec<_> = vips()
+        .iter()
+        .flat_map(|vip| (0..20).map(|_| lab.client().udp(vip).unwrap()).collect::<Vec<_>>())
+        .map(|socket| (socket.ask("who?").unwrap(), socket))
+        .collect();
+    agent.signal(Signal::SIGKILL);
+    agent.wait();
+    let begin = Instant::now();
+    let another = agent.launch_another(&lab, &[]).ready();
+    println!("5,000 services: from exec to synced and attached {:?}", begin.elapsed());
+    another.log().lines().filter(|line| line.contains("balancing")).for_each(|line| println!("  {line}"));
+    assert!(another.log().contains("changes=0"), "{}", another.log());
+    for (backend, socket) in datagrams {
+        assert_eq!(socket.ask("who?").unwrap(), backend);
+    }
+    assert!(load.expect_unharmed() > 0);
+}
+
+/// What is pinned for a host's namespace.
+fn pins(host: &Host) -> Vec<PathBuf> {
+    let below =
+        |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()).collect::<Vec<_>>();
+    let cookie = host.namespace().cookie();
+    let layouts = below(Path::new("/sys/fs/bpf/wharf")).into_iter();
+    let directories = layouts.map(|layout| layout.join(format!("netns-{cookie}"))).filter(|it| it.exists());
+    directories.flat_map(|directory| below(&directory)).collect()
+}
+
+/// The settings that are not as they were.
+fn different<'a>(before: &'a BTreeMap<PathBuf, String>, after: &BTreeMap<PathBuf, String>) -> Vec<&'a Path> {
+    before.iter().filter(|(path, value)| after.get(*path) != Some(value)).map(|(path, _)| path.as_path()).collect()
+}
+
+/// All settings of interfaces, and of ports.
+fn settings(host: &Host) -> BTreeMap<PathBuf, String> {
+    let below = |path: &Path| fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    host.namespace().run(|| {
+        let families = ["/proc/sys/net/ipv4/conf", "/proc/sys/net/ipv6/conf"].map(Path::new);
+        let files = families.into_iter().flat_map(below).flat_map(|interface| below(&interface));
+        let ports = PathBuf::from("/proc/sys/net/ipv4/ip_local_reserved_ports");
+        // Some can only be written.
+        files.chain([ports]).filter_map(|file| Some((file.clone(), fs::read_to_string(file).ok()?))).collect()
+    })
+}

@@ -3,6 +3,7 @@ pub mod admin;
 pub mod agent;
 pub mod cli;
 pub mod dataplane;
+pub mod doctor;
 pub mod model;
 pub mod network;
 pub mod plan;

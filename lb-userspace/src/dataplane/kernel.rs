@@ -2,6 +2,7 @@
 
 mod attach;
 mod flows;
+pub mod probe;
 mod programs;
 
 use std::{

@@ -141,10 +141,11 @@ pub async fn examine(options: &Options) -> Result<Vec<Check>, NetworkError> {
         are_named: !options.interfaces.is_empty(),
     }));
     checks.extend(xdp::checks(&xdp::Facts::gather(&survey, &roles.uplinks), options.xdp));
-    checks.extend(routing::checks(&routing::Facts::gather(&survey, &roles.uplinks), options.keep_sysctls));
+    let settings = routing::Facts::gather(&survey, &roles.uplinks);
+    checks.extend(routing::checks(&settings, options.keep_sysctls));
     let ways = neighbours::Facts::gather(&survey, &roles, options.services.as_deref()).await?;
     checks.extend(neighbours::checks(&ways));
-    checks.push(ports::check(&ports::Facts::gather(&options.snat_ports), options.keep_sysctls));
+    checks.push(ports::check(&ports::Facts::gather(&options.snat_ports), options.keep_sysctls || !settings.can_be_set));
     checks.extend(conflicts::checks(&conflicts::Facts::gather()));
     Ok(checks)
 }

@@ -159,10 +159,10 @@ fn gateways(gateways: &[Neighbour]) -> Check {
 fn services_file(looked_at: usize, total: usize) -> Check {
     const NAME: &str = "services-file";
     if looked_at < total {
-        let found = format!("the file is good, and has {total} backends, of which {looked_at} were looked at");
+        let found = format!("the file is good; of {total} backends in it, the first {looked_at} were looked at");
         Check::note(NAME, found, "nothing")
     } else {
-        Check::ok(NAME, format!("the file is good, and has {total} backends"))
+        Check::ok(NAME, format!("the file is good; backends in it: {total}"))
     }
 }
 
@@ -215,17 +215,10 @@ fn silent(backends: &[Backend]) -> Option<Check> {
         let remedy = "look whether the machine is up and its network the same; or give it weight 0";
         return Some(Check::warning(NAME, found, remedy));
     }
-    let unasked = hops.clone().filter(|(_, neighbour)| neighbour.state.is_none()).count();
-    let asked = hops.count() - unasked;
-    (asked + unasked > 0).then(|| {
-        let later = "the kernel asks for with the first packet";
-        let found = match (asked, unasked) {
-            (_, 0) => format!("the next hops to all {asked} backends are known"),
-            (0, _) => format!("the next hops to {unasked} backends are not known yet, which {later}"),
-            _ => format!("the next hops to {asked} backends are known, and not yet those to {unasked}, which {later}"),
-        };
-        Check::ok(NAME, found)
-    })
+    let total = hops.clone().count();
+    let known = hops.filter(|(_, neighbour)| neighbour.state.is_some()).count();
+    let others = if known < total { ", and the kernel asks for the others with their first packet" } else { "" };
+    (total > 0).then(|| Check::ok(NAME, format!("the next hops to {known} of {total} backends are known{others}")))
 }
 
 #[cfg(test)]

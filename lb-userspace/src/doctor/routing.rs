@@ -10,7 +10,7 @@ use crate::network::survey::{Device, Survey};
 /// What is so.
 pub(super) struct Facts {
     /// Whether settings can be changed by root: not in most containers.
-    can_be_set: bool,
+    pub(super) can_be_set: bool,
     uplinks: Vec<Uplink>,
     ipv6_forwarding: io::Result<String>,
     /// Whether packets may leave with an IPv6 address.

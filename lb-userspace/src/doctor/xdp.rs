@@ -58,7 +58,8 @@ fn driver(device: &Device) -> Option<String> {
 
 pub(super) fn checks(uplinks: &[Facts], mode: XdpMode) -> Vec<Check> {
     let on = |facts: &Facts| {
-        let checks = [Some(facts.driver(mode)), facts.mtu(mode), facts.program(mode), facts.lro(mode), facts.veth()];
+        let checks =
+            [Some(facts.driver(mode)), facts.mtu(mode), facts.program(mode), facts.lro(mode), facts.veth(mode)];
         checks.into_iter().flatten().map(|check| check.on(&facts.device.name)).collect::<Vec<_>>()
     };
     uplinks.iter().flat_map(on).collect()
@@ -189,13 +190,14 @@ impl Facts {
     }
 
     /// What a network card can do without saying so, and a veth can't.
-    fn veth(&self) -> Option<Check> {
+    fn veth(&self, mode: XdpMode) -> Option<Check> {
         const NAME: &str = "veth";
-        if !self.device.is_veth() {
+        // In tc the kernel's own helpers see to checksums, and the stack to what is sent.
+        if !self.device.is_veth() || mode == XdpMode::Off {
             return None;
         }
         Some(match &self.features {
-            Ok(features) if features.runs_programs() && !features.is_target() => Check::warning(
+            Ok(features) if asks_driver(mode) && features.runs_programs() && !features.is_target() => Check::warning(
                 NAME,
                 "the other end of this veth drops what XDP sends to it, as it does not poll",
                 "at the other end: ethtool -K IF gro on tx off",

@@ -177,6 +177,22 @@ mod tests {
     }
 
     #[test]
+    fn the_kernel_tells_of_loopback() {
+        const LOOPBACK: u32 = 1;
+        let ask = || Generic::open().expect("every kernel has generic netlink");
+        match ask().offloads(LOOPBACK) {
+            Ok(names) => assert!(names.iter().any(|name| name == "loopback"), "{names:?}"),
+            Err(error) => eprintln!("skipped: {error}"),
+        }
+        match ask().xdp_features(LOOPBACK) {
+            Ok(features) => assert!(!features.runs_programs()),
+            Err(error) => eprintln!("skipped: {error}"),
+        }
+        let error = ask().family("no such family").unwrap_err();
+        assert!(error.to_string().contains("no such family"), "{error}");
+    }
+
+    #[test]
     fn what_a_driver_does_is_read_from_its_bits() {
         let veth = XdpFeatures(0b10_0011);
         assert!(veth.runs_programs() && !veth.is_target());

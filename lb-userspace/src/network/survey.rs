@@ -6,6 +6,7 @@ use std::{
 };
 
 use futures::TryStreamExt as _;
+use nix::errno::Errno;
 pub(crate) use rtnetlink::packet_route::{link::InfoKind, neighbour::NeighbourState};
 use rtnetlink::{
     Handle, RouteMessageBuilder, new_connection,
@@ -120,7 +121,9 @@ impl Survey {
         match answers.try_next().await {
             Ok(Some(route)) => way(&route, address),
             Ok(None) => Way::Nowhere("the kernel gives no answer".to_owned()),
-            Err(rtnetlink::Error::NetlinkError(error)) => Way::Nowhere(error.to_io().to_string()),
+            Err(rtnetlink::Error::NetlinkError(error)) => {
+                Way::Nowhere(Errno::from_raw(-error.raw_code()).desc().to_owned())
+            }
             Err(error) => Way::Nowhere(error.to_string()),
         }
     }

@@ -47,9 +47,9 @@ fn the_services_file_is_told_of() {
     let wrong = Facts { gateways: vec![], services: Services::Wrong("s.yaml:1:1: no".to_owned()) };
     says(&wrong, "services-file", Problem, "s.yaml:1:1");
     let backends = || vec![backend("10.0.0.2", Route::Here)];
-    says(&serving(backends()), "services-file", Fine, "1 backends");
+    says(&serving(backends()), "services-file", Fine, "in it: 1");
     let many = Facts { gateways: vec![], services: Services::Read { backends: backends(), total: 9000 } };
-    says(&many, "services-file", Note, "9000 backends, of which 1 ");
+    says(&many, "services-file", Note, "of 9000 backends in it, the first 1 were");
     assert!(checks(&serving(vec![])).iter().all(|check| !check.name.starts_with("backend")));
 }
 
@@ -69,9 +69,9 @@ fn next_hops_are_known_or_unasked_or_silent() {
     let near = |state| backend("10.0.0.2", by("10.0.0.2", state, true));
     let far = |state| backend("10.7.0.2", by("192.0.2.1", state, true));
     let (known, failed) = (Some(NeighbourState::Stale), Some(NeighbourState::Failed));
-    says(&serving(vec![near(known), far(known)]), "backend-neighbours", Fine, "all 2 backends");
-    says(&serving(vec![near(known), far(None)]), "backend-neighbours", Fine, "not yet those to 1,");
-    says(&serving(vec![near(None)]), "backend-neighbours", Fine, "not known yet");
+    says(&serving(vec![near(known), far(known)]), "backend-neighbours", Fine, "to 2 of 2 backends are known");
+    says(&serving(vec![near(known), far(None)]), "backend-neighbours", Fine, "to 1 of 2 backends are known, and");
+    says(&serving(vec![near(None)]), "backend-neighbours", Fine, "to 0 of 1 backends");
     says(&serving(vec![near(failed), far(known)]), "backend-neighbours", Warning, "of 10.0.0.2 on eth0");
     says(&serving(vec![near(known), far(failed)]), "backend-neighbours", Warning, "10.7.0.2 by 192.0.2.1 on eth0");
 }

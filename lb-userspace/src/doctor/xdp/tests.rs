@@ -88,5 +88,7 @@ fn offloads_that_xdp_does_not_bear_are_named() {
 fn veth_has_conditions_of_its_own() {
     says(veth(), Auto, "veth", Note, "checksums");
     says(Facts { features: Ok(XdpFeatures(0b11)), ..veth() }, Auto, "veth", Warning, "gro on");
+    says(Facts { features: Ok(XdpFeatures(0b11)), ..veth() }, Generic, "veth", Note, "checksums");
     says(Facts { features: missing(), ..veth() }, Auto, "veth", Note, "tx off");
+    assert!(!checks(&[veth()], Off).iter().any(|check| check.name == "veth"));
 }

@@ -2,6 +2,8 @@
 mod backends;
 mod check;
 mod cleanup;
+mod doctor;
+mod host;
 mod run;
 mod services;
 mod status;
@@ -38,6 +40,8 @@ enum Command {
     Run(Box<run::Args>),
     /// Check a services file, without root and without an agent
     Check(check::Args),
+    /// Look at this machine: what is in the way of `run`, and what to do about it; changes nothing
+    Doctor(doctor::Args),
     /// Show how the agent is, how full its tables are, and what became of packets
     Status(status::Args),
     /// List the services that the agent serves
@@ -54,6 +58,7 @@ impl Cli {
         match self.command {
             Command::Run(args) => run::run(*args),
             Command::Check(args) => check::run(&args),
+            Command::Doctor(args) => doctor::run(args),
             Command::Status(args) => status::run(&args),
             Command::Services(args) => services::run(&args),
             Command::Backends(args) => backends::run(&args),
@@ -68,6 +73,12 @@ struct Asking {
     /// The agent's socket
     #[arg(long, value_name = "PATH", default_value = admin::DEFAULT_SOCKET)]
     admin: PathBuf,
+    #[command(flatten)]
+    printing: Printing,
+}
+
+#[derive(Clone, Copy, Debug, clap::Args)]
+struct Printing {
     /// How to print
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
@@ -77,7 +88,7 @@ struct Asking {
 enum Format {
     /// For people
     Table,
-    /// For programs: everything that the agent tells
+    /// For programs: everything that there is to tell
     Json,
 }
 
@@ -88,6 +99,12 @@ impl Asking {
     }
 
     fn print<T: Serialize>(&self, report: &T, table: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
+        self.printing.print(report, table)
+    }
+}
+
+impl Printing {
+    fn print<T: Serialize + ?Sized>(self, report: &T, table: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
         Ok(print(&match self.output {
             Format::Table => table(report),
             Format::Json => serde_json::to_string_pretty(report)? + "\n",

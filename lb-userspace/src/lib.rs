@@ -4,6 +4,7 @@ pub mod agent;
 pub mod cleanup;
 pub mod cli;
 pub mod dataplane;
+pub mod doctor;
 pub mod model;
 pub mod network;
 pub mod plan;

@@ -1,8 +1,10 @@
 //! The machine's interfaces, addresses, routes and neighbours, as rtnetlink tells of them.
 
+pub(crate) mod generic;
 mod listing;
 mod node;
 mod source;
+pub(crate) mod survey;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

@@ -1,7 +1,7 @@
 //! The kernel settings without which a balancer can't forward: changed when an agent starts, and put back when Wharf is
 //! to leave the host.
 
-mod ports;
+pub(crate) mod ports;
 mod record;
 
 use std::{
@@ -198,7 +198,7 @@ pub fn warn_of_shared_ports(snat_ports: &RangeInclusive<u16>) {
 }
 
 /// The ports that are reserved now.
-fn reserved() -> io::Result<Ports> {
+pub(crate) fn reserved() -> io::Result<Ports> {
     // The kernel tells them to the first read alone, so that has to have room for all (`proc_do_large_bitmap` in kernel/sysctl.c).
     let mut text = vec![0; 1 << 18];
     let length = fs::File::open(RESERVED_PORTS)?.read(&mut text)?;
@@ -206,11 +206,16 @@ fn reserved() -> io::Result<Ports> {
     String::from_utf8_lossy(&text).parse().map_err(io::Error::other)
 }
 
-/// How many of these ports the host's own connections take by themselves, and how many those take in all.
-fn shared_with_host(ports: &Ports) -> Option<(usize, usize)> {
+/// The ports that the host's own connections take by themselves.
+pub(crate) fn taken_by_host() -> Option<Ports> {
     let text = read(Path::new(PORT_RANGE)).ok()?;
     let (first, last) = text.split_once(char::is_whitespace)?;
-    let host = Ports::from(first.parse().ok()?..=last.trim().parse().ok()?);
+    Some(Ports::from(first.parse().ok()?..=last.trim().parse().ok()?))
+}
+
+/// How many of these ports the host's own connections take by themselves, and how many those take in all.
+fn shared_with_host(ports: &Ports) -> Option<(usize, usize)> {
+    let host = taken_by_host()?;
     Some((ports.common(&host).len(), host.len()))
 }
 

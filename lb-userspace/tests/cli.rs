@@ -85,6 +85,47 @@ fn a_command_line_that_makes_no_sense_is_64() {
     assert_eq!(wharf(["--version"], 0).0, format!("wharf {}\n", env!("CARGO_PKG_VERSION")));
 }
 
+/// The checks in what `wharf doctor -o json` prints, by name: verdict, what was found, and what to do.
+#[track_caller]
+fn doctor(arguments: &[&str], code: i32) -> Vec<(String, String, String)> {
+    let (stdout, _) = wharf([&["doctor", "-o", "json"], arguments].concat(), code);
+    let checks: Vec<serde_json::Value> = serde_json::from_str(&stdout).unwrap();
+    let text = |check: &serde_json::Value, key| check[key].as_str().unwrap_or_default().to_owned();
+    let entry = |check| {
+        (text(check, "name"), text(check, "verdict"), format!("{} {}", text(check, "found"), text(check, "remedy")))
+    };
+    checks.iter().map(entry).collect()
+}
+
+#[test]
+fn doctor_names_what_is_wrong_and_exits_with_1() {
+    let (directory, missing) = (tempfile::tempdir().unwrap(), "no-such-if");
+    let file = directory.path().join("s.yaml");
+    fs::write(&file, SERVICES.replace("443", "70000")).unwrap();
+    let checks = doctor(&["--interface", missing, "--services", file.to_str().unwrap()], 1);
+    let find = |name: &str| checks.iter().find(|(it, ..)| it == name).unwrap();
+    let (_, verdict, text) = find("interface");
+    assert!(verdict == "problem" && text.contains(missing) && text.contains("ip link"), "{text}");
+    let (_, verdict, text) = find("services-file");
+    assert!(verdict == "problem" && text.contains("s.yaml:4:35") && text.contains("wharf check"), "{text}");
+    for (name, verdict, text) in &checks {
+        assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'), "{name}");
+        assert_eq!(verdict == "ok", text.ends_with(' '), "{name}: only what is as it should be has no remedy: {text}");
+    }
+    assert_eq!(find("kube-proxy").1, "ok");
+}
+
+#[test]
+fn doctor_prints_a_table_for_people() {
+    let (stdout, stderr) = wharf(["doctor", "--interface", "no-such-if"], 1);
+    assert!(stdout.starts_with("VERDICT   CHECK"), "{stdout}");
+    assert!(stdout.contains("there is no interface no-such-if\n") && stdout.contains("-> `ip link` lists"), "{stdout}");
+    assert!(stdout.trim_end().ends_with(" ok") && stderr.is_empty(), "{stdout}{stderr}");
+    for wrong in [["doctor", "--snat-ports", "9-8"], ["doctor", "--xdp", "fast"]] {
+        assert!(wharf(wrong, 64).1.contains("--help"));
+    }
+}
+
 /// An agent's admin socket that gives the same answers all the time.
 struct Agent {
     directory: TempDir,

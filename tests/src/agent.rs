@@ -250,7 +250,7 @@ fn interfaces<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
 }
 
 /// The binary under test: `$WHARF_BIN`, or the one that cargo built beside the running one.
-fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     if let Some(path) = env::var_os("WHARF_BIN") {
         return path.into();
     }

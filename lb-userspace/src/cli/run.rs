@@ -1,18 +1,15 @@
 //! `wharf run`: the agent.
 
-use std::{ops::RangeInclusive, path::PathBuf, process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
-use glob::Pattern;
 use lb_common::flow::{Tick, Timeouts};
 
+use super::host::Host;
 use crate::{
     admin,
     agent::{self, Options},
-    dataplane::{
-        SizeOptions,
-        kernel::{DEFAULT_PINS, Settings, XdpMode},
-    },
+    dataplane::{SizeOptions, kernel::Settings},
     network::{NodePorts, Roles},
 };
 
@@ -22,16 +19,9 @@ pub(super) struct Args {
     /// An interface that clients and backends are reached by; may be given several times
     #[arg(long = "interface", value_name = "IF", required = true)]
     interfaces: Vec<String>,
-    /// What the names of the devices towards pods look like, as in 'veth*': requests of pods are met there, and replies to
-    /// pods; may be given several times
-    #[arg(long = "pod-interface", value_name = "PATTERN")]
-    pod_interfaces: Vec<Pattern>,
     /// The services file; it is read again when it changes, and on SIGHUP
     #[arg(long, value_name = "FILE")]
     services: PathBuf,
-    /// Where packets that come in are met
-    #[arg(long, value_enum, default_value_t = XdpMode::Auto)]
-    xdp: XdpMode,
     /// Where other commands reach the agent
     #[arg(long, value_name = "PATH", default_value = admin::DEFAULT_SOCKET)]
     admin: PathBuf,
@@ -42,10 +32,6 @@ pub(super) struct Args {
     /// each family that packets leave the first interface with [default: all]
     #[arg(long, value_name = "CIDR[,CIDR...]|primary")]
     nodeport_addresses: Option<NodePorts>,
-    /// The source ports that a flow may take towards a backend where its own is taken; not those that the host's own
-    /// connections take (`net.ipv4.ip_local_port_range`)
-    #[arg(long, value_name = "FIRST-LAST", default_value = "1024-32767", value_parser = port_range)]
-    snat_ports: RangeInclusive<u16>,
     /// How long a TCP connection that only SYNs were seen of is remembered
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = timeout)]
     timeout_tcp_opening: Duration,
@@ -61,12 +47,8 @@ pub(super) struct Args {
     /// Answer pings to addresses that are a service's alone
     #[arg(long)]
     answer_ping: bool,
-    /// Leave kernel settings as they are, even where forwarding is off
-    #[arg(long)]
-    keep_sysctls: bool,
-    /// Where everything is pinned that outlives the agent: on a BPF file system
-    #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_PINS)]
-    bpffs: PathBuf,
+    #[command(flatten)]
+    host: Host,
     /// Whether traffic goes on when the agent stops: connections, and new ones; if not, it takes everything away then
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true")]
     keep: bool,
@@ -78,7 +60,7 @@ impl Args {
     fn settings(&self) -> Settings {
         let ticks = |time: Duration| Tick::from_seconds(time.as_secs() as u32);
         Settings {
-            snat_ports: self.snat_ports.clone(),
+            snat_ports: self.host.snat_ports.clone(),
             timeouts: Timeouts {
                 opening: ticks(self.timeout_tcp_opening),
                 established: ticks(self.timeout_tcp_established),
@@ -95,17 +77,17 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         settings: args.settings(),
         roles: Roles {
             uplinks: args.interfaces,
-            pod_interfaces: args.pod_interfaces,
+            pod_interfaces: args.host.pod_interfaces,
             node_name: args.node_name.map(Into::into),
             node_ports: args.nodeport_addresses.unwrap_or_default(),
         },
-        xdp: args.xdp,
+        xdp: args.host.xdp,
         services: args.services,
         admin: args.admin,
-        bpffs: args.bpffs,
+        bpffs: args.host.bpffs,
         keep: args.keep,
         sizes: args.sizes,
-        keep_sysctls: args.keep_sysctls,
+        keep_sysctls: args.host.keep_sysctls,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -127,22 +109,12 @@ fn timeout(text: &str) -> Result<Duration, String> {
     Ok(time)
 }
 
-fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
-    let wrong = || format!("{text} is not a range of ports such as 1024-32767");
-    let (first, last) = text.split_once('-').ok_or_else(wrong)?;
-    let first: u16 = first.parse().map_err(|_| wrong())?;
-    let last: u16 = last.parse().map_err(|_| wrong())?;
-    if first == 0 || first > last {
-        return Err(wrong());
-    }
-    Ok(first..=last)
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
 
     use super::*;
+    use crate::dataplane::kernel::XdpMode;
 
     #[derive(clap::Parser)]
     struct Command {
@@ -158,7 +130,7 @@ mod tests {
     #[test]
     fn what_is_not_given_is_what_the_library_takes_by_default() {
         assert_eq!(parse("").unwrap().settings(), Settings::default());
-        assert_eq!(parse("").unwrap().xdp, XdpMode::Auto);
+        assert_eq!(parse("").unwrap().host.xdp, XdpMode::Auto);
     }
 
     #[test]
@@ -179,15 +151,6 @@ mod tests {
         assert!(matches!(ranges, Some(NodePorts::In(ranges)) if ranges.len() == 2));
         for wrong in ["10.0.0.1", "primary,10.0.0.0/8", "10.0.0.0/33", ","] {
             assert!(parse(&format!("--nodeport-addresses {wrong}")).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn port_ranges_have_a_beginning_and_an_end() {
-        assert_eq!(port_range("61000-65535"), Ok(61_000..=65_535));
-        assert_eq!(port_range("80-80"), Ok(80..=80));
-        for wrong in ["", "80", "0-1", "9-8", "1-65536", "a-b"] {
-            assert!(port_range(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -4,6 +4,7 @@ mod attach;
 mod flows;
 mod links;
 mod pins;
+pub mod probe;
 mod programs;
 mod shape;
 mod sys;

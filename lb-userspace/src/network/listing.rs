@@ -79,7 +79,7 @@ pub(super) async fn routes(handle: &Handle) -> Result<Vec<Route>, NetworkError> 
     Ok(routes)
 }
 
-fn listed(what: &'static str) -> impl Fn(rtnetlink::Error) -> NetworkError {
+pub(super) fn listed(what: &'static str) -> impl Fn(rtnetlink::Error) -> NetworkError {
     move |source| NetworkError::List { what, source }
 }
 
@@ -88,7 +88,7 @@ impl Link {
         self.layer == LinkLayerType::Ether
     }
 
-    fn read(message: &LinkMessage) -> Self {
+    pub(super) fn read(message: &LinkMessage) -> Self {
         let mut link = Self {
             index: message.header.index,
             name: String::new(),

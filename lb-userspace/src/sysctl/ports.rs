@@ -7,29 +7,29 @@ use serde::{Deserialize, Serialize};
 /// Some ports: in text, numbers and ranges with commas between them, as `80,1024-2047`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub(super) struct Ports(BTreeSet<u16>);
+pub(crate) struct Ports(BTreeSet<u16>);
 
 impl Ports {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// The ports of either.
-    pub(super) fn with(&self, other: &Self) -> Self {
+    pub(crate) fn with(&self, other: &Self) -> Self {
         Self(&self.0 | &other.0)
     }
 
     /// The ports that the other has not.
-    pub(super) fn without(&self, other: &Self) -> Self {
+    pub(crate) fn without(&self, other: &Self) -> Self {
         Self(&self.0 - &other.0)
     }
 
     /// The ports of both.
-    pub(super) fn common(&self, other: &Self) -> Self {
+    pub(crate) fn common(&self, other: &Self) -> Self {
         Self(&self.0 & &other.0)
     }
 }

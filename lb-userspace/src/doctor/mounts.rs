@@ -1,0 +1,137 @@
+//! The file systems that BPF needs.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use nix::unistd::{AccessFlags, access};
+
+use super::Check;
+
+/// What is so.
+pub(super) struct Facts {
+    /// Where things are to be pinned.
+    bpffs: PathBuf,
+    mounts: io::Result<Vec<Mount>>,
+    /// Whether this process may make something where things are to be pinned, or in the nearest directory that is there.
+    is_writable: bool,
+}
+
+struct Mount {
+    at: PathBuf,
+    kind: String,
+}
+
+impl Facts {
+    pub(super) fn gather(bpffs: &Path) -> Self {
+        let nearest = bpffs.ancestors().find(|path| path.exists()).unwrap_or(bpffs);
+        Self {
+            bpffs: bpffs.to_owned(),
+            mounts: fs::read_to_string("/proc/self/mounts").map(|text| mounts(&text)),
+            is_writable: access(nearest, AccessFlags::W_OK).is_ok(),
+        }
+    }
+}
+
+/// What `/proc/self/mounts` says: device, place, kind, options and two numbers a line; blanks in it are written `\040`.
+fn mounts(text: &str) -> Vec<Mount> {
+    let mount = |line: &str| {
+        let mut words = line.split(' ').skip(1);
+        Some(Mount { at: words.next()?.replace("\\040", " ").into(), kind: words.next()?.to_owned() })
+    };
+    text.lines().filter_map(mount).collect()
+}
+
+pub(super) fn checks(facts: &Facts) -> Vec<Check> {
+    match &facts.mounts {
+        Ok(mounts) => vec![bpffs(facts, mounts), cgroup2(mounts)],
+        Err(error) => ["bpffs", "cgroup2"]
+            .map(|name| Check::unknown(name, format!("/proc/self/mounts can't be read: {error}"), "mount /proc"))
+            .into(),
+    }
+}
+
+fn bpffs(facts: &Facts, mounts: &[Mount]) -> Check {
+    const NAME: &str = "bpffs";
+    let path = facts.bpffs.display();
+    // Of mounts that lie over each other the last one counts.
+    let holds = mounts.iter().filter(|mount| facts.bpffs.starts_with(&mount.at));
+    match holds.max_by_key(|mount| mount.at.components().count()) {
+        Some(Mount { at, kind }) if kind == "bpf" => {
+            let at = at.display();
+            if facts.is_writable {
+                Check::ok(NAME, format!("{path} lies in the BPF file system at {at}, and is writable"))
+            } else {
+                let found = format!("{path} lies in the BPF file system at {at}, but this process may not write there");
+                Check::warning(NAME, found, "run wharf as root, or let its user write there")
+            }
+        }
+        _ => {
+            let found = format!("{path} lies in no BPF file system");
+            if facts.bpffs.starts_with("/sys/fs/bpf") {
+                Check::note(NAME, found, "nothing: wharf run mounts one at /sys/fs/bpf")
+            } else {
+                Check::problem(NAME, found, format!("mount -t bpf bpf {path}"))
+            }
+        }
+    }
+}
+
+fn cgroup2(mounts: &[Mount]) -> Check {
+    match mounts.iter().find(|mount| mount.kind == "cgroup2") {
+        Some(mount) => Check::ok("cgroup2", format!("the cgroup v2 hierarchy is at {}", mount.at.display())),
+        None => Check::note(
+            "cgroup2",
+            "no cgroup v2 hierarchy is mounted",
+            "nothing for now; balancing what this machine's own processes connect to will need \
+             mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Verdict;
+
+    const HYBRID: &str = "\
+        sysfs /sys sysfs rw 0 0\n\
+        bpf /sys/fs/bpf bpf rw 0 0\n\
+        tmpfs /sys/fs/cgroup tmpfs rw 0 0\n\
+        cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+
+    #[track_caller]
+    fn says(bpffs: &str, text: &str, is_writable: bool, expected: [(Verdict, &str); 2]) {
+        let checks = checks(&Facts { bpffs: bpffs.into(), mounts: Ok(mounts(text)), is_writable });
+        for (check, (verdict, words)) in checks.iter().zip(expected) {
+            assert_eq!(check.verdict, verdict, "{check:?}");
+            assert!(check.found.contains(words), "{check:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_mounted_is_found_in_hybrid_hierarchies_too() {
+        let cgroup = (Verdict::Ok, "/sys/fs/cgroup/unified");
+        says("/sys/fs/bpf/wharf", HYBRID, true, [(Verdict::Ok, "writable"), cgroup]);
+        says("/sys/fs/bpf/wharf", HYBRID, false, [(Verdict::Warning, "may not write"), cgroup]);
+        says("/run/wharf/bpf", HYBRID, true, [(Verdict::Problem, "no BPF file system"), cgroup]);
+        says(
+            "/run/a b/c",
+            &format!("{HYBRID}none /run/a\\040b bpf rw 0 0\n"),
+            true,
+            [(Verdict::Ok, "/run/a b"), cgroup],
+        );
+    }
+
+    #[test]
+    fn what_is_not_mounted_is_missed() {
+        says("/sys/fs/bpf", "", true, [(Verdict::Note, "no BPF file system"), (Verdict::Note, "no cgroup v2")]);
+        let hidden = Facts {
+            bpffs: "/sys/fs/bpf".into(),
+            mounts: Err(io::Error::from_raw_os_error(libc::ENOENT)),
+            is_writable: true,
+        };
+        assert!(checks(&hidden).iter().all(|check| check.verdict == Verdict::Unknown));
+    }
+}

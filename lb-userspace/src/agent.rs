@@ -34,6 +34,7 @@ use crate::{
     model::{Desired, Service, ServiceName, TrafficPolicy},
     network::{Change, Network, NetworkError, Roles},
     policy::{self, Node},
+    privileges::{self, Places, PrivilegesError},
     source::file::{self, FileError, Update},
     sysctl::{self, Sysctls},
 };
@@ -64,6 +65,9 @@ pub struct Options {
 /// Why the agent could not start, or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
+    /// It has not the privileges that it needs, or can't drop those that it does not need.
+    #[error(transparent)]
+    Privileges(#[from] PrivilegesError),
     /// The services file makes no sense, and there is no last good state.
     #[error(transparent)]
     Services(#[from] FileError),
@@ -111,6 +115,7 @@ enum Event {
 
 /// Balances until SIGTERM or SIGINT. What is pinned goes on then, or is removed without a trace, as the options say.
 pub async fn run(options: Options) -> Result<(), AgentError> {
+    privileges::check()?;
     let mut signals = Signals::new().map_err(AgentError::Signals)?;
     let (reload, reload_receiver) = mpsc::channel(1);
     let (update_sender, mut updates) = mpsc::channel(1);
@@ -121,6 +126,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let pins = take_pins(&options.bpffs, &mut signals).await?;
     let Some(pins) = pins else { return Ok(()) };
     let are_new = pins.are_new();
+    let places = options.places(&pins);
     let first = updates.recv().await.ok_or(AgentError::SourceEnded)?;
     let (bpffs, admin) = (options.bpffs.clone(), options.admin.clone());
     let mut agent = match Agent::start(options, pins, first).await {
@@ -130,6 +136,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         }
         started => started?,
     };
+    privileges::settle(&places)?;
     let server = tokio::spawn(server.serve(query_sender));
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -176,6 +183,15 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     server.abort();
     let _aborted = server.await;
     Ok(result?)
+}
+
+impl Options {
+    /// What is read and written for as long as the agent runs.
+    fn places(&self, pins: &Pins) -> Places {
+        // With the socket in it, and the record of what was changed on the host.
+        let admin = self.admin.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Places { read: vec![self.services.clone()], written: vec![admin.to_owned(), pins.directory().to_owned()] }
+    }
 }
 
 /// Takes the pins as soon as that is possible; `None` if the agent is to stop before.

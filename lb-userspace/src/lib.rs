@@ -9,5 +9,6 @@ pub mod model;
 pub mod network;
 pub mod plan;
 pub mod policy;
+pub mod privileges;
 pub mod source;
 pub mod sysctl;

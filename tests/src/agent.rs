@@ -14,10 +14,11 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-use tempfile::{NamedTempFile, TempDir};
+use tempfile::NamedTempFile;
 
 use crate::{
     cluster::Node,
+    home::Home,
     poll,
     topology::{Host, Lab},
 };
@@ -25,15 +26,14 @@ use crate::{
 /// How long the agent may take to start, to take up an edit, or to stop.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// An agent; killed when this is dropped, and with the last one of its directory all goes that agents leave. To be held by the thread that started it (see [`crate::netns::NetNs::command`]).
+/// An agent; killed when this is dropped, and with the last one of its home all goes that agents leave. To be held by the thread that started it (see [`crate::netns::NetNs::command`]).
 #[derive(Debug)]
 pub struct Agent {
     process: Child,
     /// Removes what outlives the agent.
     cleanup: Command,
     log: NamedTempFile,
-    /// Where the services file is, and the admin socket.
-    directory: Arc<TempDir>,
+    home: Arc<Home>,
 }
 
 impl Agent {
@@ -47,17 +47,19 @@ impl Agent {
     #[track_caller]
     pub fn start_by(lab: &Lab, names: &[&str], services: &str, arguments: &[&str]) -> Self {
         let arguments = [interfaces(names.iter().copied()), arguments.to_vec()].concat();
-        Self::launch_in(directory(services), lab.lb(), &arguments).ready()
+        Self::launch_in(Home::new(services), lab.lb(), &arguments).ready()
     }
 
     /// Runs `wharf` on all interfaces of the balancer, and waits for nothing.
     #[track_caller]
     pub fn launch(lab: &Lab, services: &str, arguments: &[&str]) -> Self {
-        Self::launch_in(
-            directory(services),
-            lab.lb(),
-            &[interfaces(lab.lb().interfaces()), arguments.to_vec()].concat(),
-        )
+        Self::launch_at(Home::new(services), lab, arguments)
+    }
+
+    /// Runs `wharf` on all interfaces of the balancer, in the way of this home, and waits for nothing.
+    #[track_caller]
+    pub fn launch_at(home: Home, lab: &Lab, arguments: &[&str]) -> Self {
+        Self::launch_in(home, lab.lb(), &[interfaces(lab.lb().interfaces()), arguments.to_vec()].concat())
     }
 
     /// Runs `wharf` once more, with the services file and the admin socket of this agent.
@@ -69,7 +71,7 @@ impl Agent {
     /// Runs `wharf` once more in place of this agent, which has ended, with its services file and its admin socket.
     #[track_caller]
     pub fn relaunch(&self, host: &Host, arguments: &[&str]) -> Self {
-        Self::launch_in(Arc::clone(&self.directory), host, arguments)
+        Self::launch_in(Arc::clone(&self.home), host, arguments)
     }
 
     /// Runs `wharf` once more on a node, in place of this agent, and waits until the services are in force.
@@ -81,21 +83,24 @@ impl Agent {
     /// Runs `wharf` on a node, on its uplinks and facing its pods, and waits until the services are in force.
     #[track_caller]
     pub fn start_on(node: &Node, services: &str, arguments: &[&str]) -> Self {
-        Self::launch_in(directory(services), node.host(), &[on(node), arguments.to_vec()].concat()).ready()
+        Self::start_at(Home::new(services), node, arguments)
     }
 
-    fn launch_in(directory: Arc<TempDir>, host: &Host, arguments: &[&str]) -> Self {
-        let log = NamedTempFile::new_in(directory.path()).expect("the directory is ours");
-        let path = |name| directory.path().join(name);
-        let mut command = host.namespace().command(binary());
-        command.arg("run").arg("--services").arg(path("services.yaml")).arg("--admin").arg(path("admin.sock"));
+    /// Runs `wharf` on a node, in the way of this home, and waits until the services are in force.
+    #[track_caller]
+    pub fn start_at(home: Home, node: &Node, arguments: &[&str]) -> Self {
+        Self::launch_in(home, node.host(), &[on(node), arguments.to_vec()].concat()).ready()
+    }
+
+    fn launch_in(home: impl Into<Arc<Home>>, host: &Host, arguments: &[&str]) -> Self {
+        let home = home.into();
+        let log = NamedTempFile::new_in(home.path()).expect("the directory is ours");
+        let mut command = home.command(host, "run");
         let output = log.reopen().and_then(|file| Ok((file.try_clone()?, file))).expect("there are descriptors left");
+        command.arg("--services").arg(home.services()).stdout(output.0).stderr(output.1);
         // What a machine with little memory would have: many agents run at one time.
-        let command = command.args(["--max-flows", "65536"]).args(arguments).stdout(output.0).stderr(output.1);
-        let process = command.spawn().expect("`binary` looked that it is there");
-        let mut cleanup = host.namespace().command(binary());
-        cleanup.arg("cleanup").arg("--admin").arg(path("admin.sock"));
-        Self { process, cleanup, log, directory }
+        let process = command.args(["--max-flows", "65536"]).args(arguments).spawn().expect("it can be run");
+        Self { process, cleanup: home.command(host, "cleanup"), log, home }
     }
 
     /// Waits until the services are in force.
@@ -111,7 +116,7 @@ impl Agent {
 
     /// Replaces the services file, as an editor or a configuration tool does it.
     pub fn edit(&self, services: &str) {
-        let new = self.directory.path().join("services.yaml.new");
+        let new = self.services_file().with_extension("new");
         fs::write(&new, services).expect("the directory is ours");
         fs::rename(&new, self.services_file()).expect("the directory is ours");
     }
@@ -177,12 +182,17 @@ impl Agent {
 
     /// The services file that it follows.
     pub fn services_file(&self) -> PathBuf {
-        self.directory.path().join("services.yaml")
+        self.home.services()
     }
 
     /// Where the command line tool reaches it.
     pub fn admin_socket(&self) -> PathBuf {
-        self.directory.path().join("admin.sock")
+        self.home.admin()
+    }
+
+    /// The agent's process.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
     }
 
     /// Sends a signal to the agent.
@@ -223,20 +233,13 @@ impl Drop for Agent {
         let _ = self.process.kill();
         let _ = self.process.wait();
         // Another one may still run with what this one left.
-        if Arc::strong_count(&self.directory) == 1 {
+        if Arc::strong_count(&self.home) == 1 {
             let _ = self.cleanup();
         }
         if thread::panicking() {
             eprintln!("the agent said:\n{}", self.log());
         }
     }
-}
-
-/// A directory for an agent, with the services file in it.
-fn directory(services: &str) -> Arc<TempDir> {
-    let directory = tempfile::tempdir().expect("there is room for temporary files");
-    fs::write(directory.path().join("services.yaml"), services).expect("the directory is ours");
-    Arc::new(directory)
 }
 
 /// What an agent is told on a node.

@@ -16,6 +16,7 @@ pub mod agent;
 pub mod cluster;
 pub mod datapath;
 pub mod flood;
+pub mod home;
 mod host;
 pub mod inspect;
 mod link;

@@ -11,6 +11,7 @@ use crate::{
     agent::{self, Options},
     dataplane::{SizeOptions, kernel::Settings},
     network::{NodePorts, Roles},
+    privileges,
 };
 
 #[derive(Debug, clap::Args)]
@@ -89,8 +90,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         sizes: args.sizes,
         keep_sysctls: args.host.keep_sysctls,
     };
+    let services = options.services.clone();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        // Of threads beside the agent's own, all that there are read files.
+        .on_thread_start(move || privileges::settle_helper(&services))
         .build()
         .context("the event loop could not be set up")?;
     runtime.block_on(agent::run(options))?;

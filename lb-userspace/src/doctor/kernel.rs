@@ -5,17 +5,21 @@ use std::{
     io::{self, ErrorKind},
 };
 
+use caps::CapsHashSet;
 use nix::{sys::utsname::uname, unistd::geteuid};
 
 use super::{Check, Verdict};
-use crate::dataplane::kernel::probe::{Feature, Map};
+use crate::{
+    dataplane::kernel::probe::{Feature, Map},
+    privileges::{self, Need},
+};
 
 /// What is so.
 pub(super) struct Facts {
     release: String,
     is_root: bool,
-    /// The effective capabilities, a bit each.
-    capabilities: Option<u64>,
+    /// What this process may do.
+    capabilities: Option<CapsHashSet>,
     xdp: io::Result<bool>,
     tc: io::Result<bool>,
     sock_addr: io::Result<bool>,
@@ -34,7 +38,7 @@ impl Facts {
         Self {
             release,
             is_root: geteuid().is_root(),
-            capabilities: fs::read_to_string("/proc/self/status").ok().and_then(|text| capabilities(&text)),
+            capabilities: privileges::effective().ok(),
             xdp: Feature::Xdp.is_there(),
             tc: Feature::Tc.is_there(),
             sock_addr: Feature::SockAddr.is_there(),
@@ -45,12 +49,6 @@ impl Facts {
             lockdown: fs::read_to_string("/sys/kernel/security/lockdown"),
         }
     }
-}
-
-/// The effective capabilities in what `/proc/PID/status` says.
-fn capabilities(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-    u64::from_str_radix(line.trim(), 16).ok()
 }
 
 pub(super) fn checks(facts: &Facts) -> Vec<Check> {
@@ -65,19 +63,12 @@ pub(super) fn checks(facts: &Facts) -> Vec<Check> {
 
 const AS_ROOT: &str = "run wharf doctor as root";
 
-/// What `wharf run` needs: name, bit, and whether `CAP_SYS_ADMIN` has it in itself.
-const NEEDED: [(&str, u8, bool); 3] = [("CAP_NET_ADMIN", 12, false), ("CAP_PERFMON", 38, true), ("CAP_BPF", 39, true)];
-const SYS_ADMIN: u8 = 21;
-
 fn privileges(facts: &Facts) -> Check {
     const NAME: &str = "capabilities";
-    let Some(set) = facts.capabilities else {
-        return Check::unknown(NAME, "the capabilities of this process can't be read", "mount /proc");
+    let Some(held) = &facts.capabilities else {
+        return Check::unknown(NAME, "the capabilities of this process can't be read", AS_ROOT);
     };
-    let has = |bit: u8| set >> bit & 1 != 0;
-    let is_there = |bit, in_sys_admin| has(bit) || in_sys_admin && has(SYS_ADMIN);
-    let lacking = NEEDED.iter().filter(|&&(_, bit, in_sys_admin)| !is_there(bit, in_sys_admin));
-    let lacking: Vec<_> = lacking.map(|(name, ..)| *name).collect();
+    let lacking: Vec<_> = privileges::missing(held).iter().map(Need::name).collect();
     if lacking.is_empty() {
         return Check::ok(NAME, "CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are there");
     }
@@ -227,7 +218,7 @@ mod tests {
         Facts {
             release: "6.18.1".to_owned(),
             is_root: true,
-            capabilities: Some(u64::MAX),
+            capabilities: Some(caps::all()),
             xdp: Ok(true),
             tc: Ok(true),
             sock_addr: Ok(true),
@@ -254,14 +245,14 @@ mod tests {
     }
 
     #[test]
-    fn capabilities_are_read_and_the_lacking_ones_named() {
-        assert_eq!(capabilities("Name:\twharf\nCapEff:\t000001fffeffffff\n"), Some(0x01ff_feff_ffff));
-        assert_eq!(capabilities("Name:\twharf\n"), None);
-        let with = |capabilities, is_root| Facts { is_root, capabilities, ..good() };
-        says(&with(Some(1 << 39 | 1 << 12), false), "capabilities", Warning, "lacks CAP_PERFMON,");
-        says(&with(Some(1 << 21), true), "capabilities", Problem, "lacks CAP_NET_ADMIN,");
-        says(&with(Some(1 << 21 | 1 << 12), false), "capabilities", Fine, "CAP_BPF");
-        says(&with(None, true), "capabilities", Unknown, "can't be read");
+    fn the_capabilities_that_are_lacking_are_named() {
+        use caps::Capability::{CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN};
+        let with =
+            |held: &[_], is_root| Facts { is_root, capabilities: Some(held.iter().copied().collect()), ..good() };
+        says(&with(&[CAP_BPF, CAP_NET_ADMIN], false), "capabilities", Warning, "lacks CAP_PERFMON,");
+        says(&with(&[CAP_SYS_ADMIN], true), "capabilities", Problem, "lacks CAP_NET_ADMIN,");
+        says(&with(&[CAP_SYS_ADMIN, CAP_NET_ADMIN], false), "capabilities", Fine, "CAP_BPF");
+        says(&Facts { capabilities: None, ..good() }, "capabilities", Unknown, "can't be read");
     }
 
     #[test]

@@ -70,7 +70,11 @@ fn bpffs(facts: &Facts, mounts: &[Mount]) -> Check {
         _ => {
             let found = format!("{path} lies in no BPF file system");
             if facts.bpffs.starts_with("/sys/fs/bpf") {
-                Check::note(NAME, found, "nothing: wharf run mounts one at /sys/fs/bpf")
+                Check::note(
+                    NAME,
+                    found,
+                    "nothing if wharf run is to run as root, which mounts one there; else mount -t bpf bpf /sys/fs/bpf",
+                )
             } else {
                 Check::problem(NAME, found, format!("mount -t bpf bpf {path}"))
             }

@@ -8,30 +8,23 @@
 //! `v1` is the layout of the maps ([`LAYOUT`]). Each network namespace has a directory, named by the number that the kernel
 //! gives to no other one until it is booted again (`SO_NETNS_COOKIE`); the host's own is 1.
 
+mod place;
+
 use std::{
-    ffi::OsStr,
     fs::{self, File},
     io::{self, ErrorKind},
     path::{Path, PathBuf},
-    thread,
 };
 
 use lb_common::abi::LAYOUT;
-use nix::{
-    fcntl::{Flock, FlockArg},
-    mount::{MsFlags, mount},
-    sched::{CloneFlags, setns, unshare},
-    sys::statfs::{BPF_FS_MAGIC, statfs},
-};
+use nix::fcntl::{Flock, FlockArg};
 use tracing::{debug, info, warn};
 
+use self::place::{MOUNT_POINT, existing, place, shown};
 use super::{programs::Hook, sys};
 
 /// Where pins are unless said otherwise.
 pub const DEFAULT: &str = "/sys/fs/bpf/wharf";
-
-/// Where the BPF file system is mounted as a rule.
-const MOUNT_POINT: &str = "/sys/fs/bpf";
 
 /// The pins of one network namespace, held by one agent at a time.
 #[derive(Debug)]
@@ -81,7 +74,9 @@ impl PinsError {
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         ErrorKind::ReadOnlyFilesystem => "the BPF file system is read-only: `mount -o remount,rw` makes it writable",
-        ErrorKind::PermissionDenied => "root, or CAP_BPF and write permission there, are needed",
+        ErrorKind::PermissionDenied => {
+            "it belongs to another user: `chown -R` gives it to the one that wharf runs as, or --bpffs names another place"
+        }
         ErrorKind::StorageFull | ErrorKind::OutOfMemory => "there is no room: free some memory",
         _ => "is that place on a BPF file system?",
     }
@@ -100,6 +95,11 @@ impl Pins {
         let turn = lock(&directory)?;
         sweep(&root, &namespace);
         Ok(Self { directory, _turn: turn })
+    }
+
+    /// The directory that holds all of them.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Whether a former agent left something.
@@ -220,14 +220,14 @@ fn sweep(root: &Path, ours: &str) {
 }
 
 fn refused(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinsError {
-    let path = path.to_owned();
+    let path = shown(path);
     move |source| PinsError::Refused { what, path, source }
 }
 
 fn lock(directory: &Path) -> Result<Flock<File>, PinsError> {
     let file = File::open(directory).map_err(refused("open", directory))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        nix::Error::EWOULDBLOCK => PinsError::Busy(directory.to_owned()),
+        nix::Error::EWOULDBLOCK => PinsError::Busy(shown(directory)),
         errno => refused("lock", directory)(errno.into()),
     })
 }
@@ -244,51 +244,4 @@ const NAMESPACE: &str = "netns-";
 /// The name of this network namespace's directory.
 pub fn namespace() -> Result<String, PinsError> {
     Ok(format!("{NAMESPACE}{}", sys::namespace_cookie().map_err(PinsError::Namespace)?))
-}
-
-/// Where a directory on a BPF file system really is, which is mounted if it has to be.
-///
-/// What `ip netns exec` runs has a /sys of its own, without the BPF file system that everybody else shares, and what it mounts
-/// there would go with the process. So where the directory is not on one here, it is looked for as process 1 sees it.
-fn place(bpffs: &Path) -> Result<PathBuf, PinsError> {
-    if let Some(root) = existing(bpffs) {
-        return Ok(root);
-    }
-    if !bpffs.starts_with(MOUNT_POINT) {
-        return Err(PinsError::NotBpffs(bpffs.to_owned()));
-    }
-    mount_bpffs().map_err(PinsError::Mount)?;
-    existing(bpffs).ok_or_else(|| PinsError::NotBpffs(bpffs.to_owned()))
-}
-
-/// The directory, or the one that process 1 sees by that name, if it is or would be on a BPF file system.
-fn existing(bpffs: &Path) -> Option<PathBuf> {
-    if is_on_bpffs(bpffs) {
-        return Some(bpffs.to_owned());
-    }
-    let outside = Path::new("/proc/1/root").join(bpffs.strip_prefix("/").ok()?);
-    (bpffs.starts_with(MOUNT_POINT) && is_on_bpffs(&outside)).then_some(outside)
-}
-
-fn is_on_bpffs(path: &Path) -> bool {
-    let exists = path.ancestors().find(|it| it.as_os_str() != OsStr::new("") && it.exists());
-    exists.is_some_and(|it| statfs(it).is_ok_and(|it| it.filesystem_type() == BPF_FS_MAGIC))
-}
-
-/// Mounts a BPF file system, where process 1 sees it if that may be.
-fn mount_bpffs() -> io::Result<()> {
-    let mount_here = || mount(Some("bpf"), MOUNT_POINT, Some("bpf"), MsFlags::empty(), None::<&str>);
-    // A thread that shares its directories with no other may enter another mount namespace.
-    let mount_outside = move || {
-        unshare(CloneFlags::CLONE_FS)?;
-        setns(File::open("/proc/1/ns/mnt")?, CloneFlags::CLONE_NEWNS)?;
-        Ok::<_, io::Error>(mount_here()?)
-    };
-    let outside = thread::spawn(mount_outside).join().unwrap_or_else(|_| Err(io::Error::other("the thread died")));
-    if let Err(error) = outside {
-        debug!(%error, "cannot mount a BPF file system where process 1 would see it");
-        mount_here()?;
-    }
-    info!("mounted a BPF file system at {MOUNT_POINT}");
-    Ok(())
 }

@@ -1,0 +1,109 @@
+//! Where an agent lives: its files, the user that it runs as, and where its pins are.
+
+use std::{
+    ffi::OsString,
+    fs,
+    os::unix::fs::chown,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use tempfile::TempDir;
+
+use crate::{agent::binary, topology::Host};
+
+/// The user that [`Home::of_nobody`] is for.
+pub const NOBODY: u32 = 65534;
+
+/// A directory with a services file, an admin socket and all else that an agent leaves; removed when this is dropped.
+#[derive(Debug)]
+pub struct Home {
+    directory: TempDir,
+    /// The command that runs another one in a certain way, and begins with what that takes.
+    way: Vec<OsString>,
+    /// A BPF file system of its own, where there is one.
+    bpffs: Option<PathBuf>,
+}
+
+impl Home {
+    /// Of an agent that runs as root, with this services file.
+    pub fn new(services: &str) -> Self {
+        let directory = tempfile::tempdir().expect("there is room for temporary files");
+        fs::write(directory.path().join("services.yaml"), services).expect("the directory is ours");
+        Self { directory, way: vec![binary().into()], bpffs: None }
+    }
+
+    /// Of an agent that runs as an ordinary user who has these capabilities and can get no others, as a service manager runs
+    /// one: it can write here, and in a BPF file system of its own.
+    pub fn of_nobody(services: &str, capabilities: &[&str]) -> Self {
+        let mut home = Self::new(services);
+        // Where the binary was built may be closed to others.
+        let program = home.path().join("wharf");
+        fs::hard_link(binary(), &program)
+            .or_else(|_another_file_system| fs::copy(binary(), &program).map(drop))
+            .expect("there is room for a binary");
+        let bpffs = home.path().join("bpf");
+        fs::create_dir(&bpffs).expect("the directory is ours");
+        mount(Some("bpf"), &bpffs, Some("bpf"), MsFlags::empty(), Some("mode=0700")).expect("root may mount");
+        for path in [home.path(), &home.services(), &bpffs] {
+            give_away(path);
+        }
+        home.bpffs = Some(bpffs);
+        let set = capabilities.iter().fold("-all".to_owned(), |set, name| format!("{set},+{name}"));
+        home.way = vec!["setpriv".into(), "--clear-groups".into()];
+        home.way.extend(["--reuid", "--regid"].map(|option| format!("{option}={NOBODY}").into()));
+        home.way.extend(["--bounding-set", "--inh-caps", "--ambient-caps"].map(|it| format!("{it}={set}").into()));
+        // A change of user takes away what `NetNs::command` has set.
+        home.way.extend(["--pdeathsig=KILL".into(), program.into()]);
+        home
+    }
+
+    /// Of an agent that is run by `ip netns exec`, as one does by hand: with a /sys of its own.
+    pub fn of_netns_exec(services: &str, host: &Host) -> Self {
+        let mut home = Self::new(services);
+        home.way = ["ip", "netns", "exec", host.namespace().name()].map(OsString::from).into();
+        home.way.push(binary().into());
+        home
+    }
+
+    /// The services file.
+    pub fn services(&self) -> PathBuf {
+        self.path().join("services.yaml")
+    }
+
+    /// The admin socket.
+    pub fn admin(&self) -> PathBuf {
+        self.path().join("admin.sock")
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A verb of `wharf` that is to be run on a host, and is told where all is.
+    pub fn command(&self, host: &Host, verb: &str) -> Command {
+        let (program, arguments) = self.way.split_first().expect("the binary is there at least");
+        let mut command = host.namespace().command(program);
+        command.args(arguments).arg(verb).arg("--admin").arg(self.admin());
+        if let Some(bpffs) = &self.bpffs {
+            command.arg("--bpffs").arg(bpffs);
+        }
+        command
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if let Some(bpffs) = &self.bpffs {
+            // With it goes all that is pinned there.
+            umount2(bpffs, MntFlags::MNT_DETACH).expect("it is mounted");
+        }
+    }
+}
+
+/// Gives a file to an ordinary user.
+pub fn give_away(path: &Path) {
+    chown(path, Some(NOBODY), Some(NOBODY)).expect("root may");
+}

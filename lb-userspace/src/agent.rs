@@ -36,6 +36,7 @@ use crate::{
     policy::{self, Node},
     privileges::{self, Places, PrivilegesError},
     source::file::{self, FileError, Update},
+    supervisor,
     sysctl::{self, Sysctls},
 };
 
@@ -138,6 +139,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     };
     privileges::settle(&places)?;
     let server = tokio::spawn(server.serve(query_sender));
+    supervisor::ready(&agent.summary());
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -152,8 +154,13 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             () = sleep_until(Some(agent.collect_at)) => Event::Collect,
         };
         match event {
-            Event::Services(Ok(loaded)) => agent.apply(&loaded),
-            Event::Services(Err(error)) => agent.refuse(&error),
+            Event::Services(update) => {
+                match update {
+                    Ok(loaded) => agent.apply(&loaded),
+                    Err(error) => agent.refuse(&error),
+                }
+                supervisor::ready(&agent.summary());
+            }
             Event::Network(change) => agent.follow(change).await,
             Event::Look => agent.look().await,
             Event::AttachPods => agent.attach_pods(),
@@ -164,11 +171,14 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             Event::Collect => agent.collect(),
             // Whoever asked may have gone; that is theirs.
             Event::Query(query) => drop(query.reply.send(agent.answer(query.request))),
-            // A reload that waits already will do.
-            Event::Reload => drop(reload.try_send(())),
+            Event::Reload => {
+                supervisor::reloading();
+                let _waits_already = reload.try_send(());
+            }
             Event::Shutdown => break,
         }
     }
+    supervisor::stopping();
     let keep = agent.options.keep;
     // With it goes the hold on what is pinned.
     drop(agent);
@@ -375,6 +385,15 @@ impl Agent {
         if let Err(error) = self.tables.reclaim() {
             error!(error = describe(&error), "table entries that are no longer used could not be freed");
         }
+    }
+
+    /// How it is with the services, in a few words.
+    fn summary(&self) -> String {
+        let count = self.services().count();
+        self.refused.as_ref().map_or_else(
+            || format!("balancing; services: {count}"),
+            |error| format!("balancing; services: {count}, as they were before: {error}"),
+        )
     }
 
     /// Keeps the last good state, and says why.

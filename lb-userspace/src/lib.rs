@@ -11,4 +11,5 @@ pub mod plan;
 pub mod policy;
 pub mod privileges;
 pub mod source;
+pub mod supervisor;
 pub mod sysctl;

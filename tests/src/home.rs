@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     fs,
-    os::unix::fs::chown,
+    os::unix::{fs::chown, net::UnixDatagram},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -24,6 +24,8 @@ pub struct Home {
     way: Vec<OsString>,
     /// A BPF file system of its own, where there is one.
     bpffs: Option<PathBuf>,
+    /// Where a service manager listens, if there is one.
+    manager: Option<PathBuf>,
 }
 
 impl Home {
@@ -31,7 +33,7 @@ impl Home {
     pub fn new(services: &str) -> Self {
         let directory = tempfile::tempdir().expect("there is room for temporary files");
         fs::write(directory.path().join("services.yaml"), services).expect("the directory is ours");
-        Self { directory, way: vec![binary().into()], bpffs: None }
+        Self { directory, way: vec![binary().into()], bpffs: None, manager: None }
     }
 
     /// Of an agent that runs as an ordinary user who has these capabilities and can get no others, as a service manager runs
@@ -67,6 +69,15 @@ impl Home {
         home
     }
 
+    /// What the agent tells the service manager that it believes to have been started by.
+    pub fn listen(&mut self) -> UnixDatagram {
+        let path = self.path().join("notify");
+        let socket = UnixDatagram::bind(&path).expect("the directory is ours");
+        give_away(&path);
+        self.manager = Some(path);
+        socket
+    }
+
     /// The services file.
     pub fn services(&self) -> PathBuf {
         self.path().join("services.yaml")
@@ -90,6 +101,7 @@ impl Home {
         if let Some(bpffs) = &self.bpffs {
             command.arg("--bpffs").arg(bpffs);
         }
+        command.envs(self.manager.iter().map(|path| ("NOTIFY_SOCKET", path)));
         command
     }
 }

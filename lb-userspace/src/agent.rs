@@ -270,7 +270,7 @@ struct Agent {
     is_unpinned: bool,
     /// Pod-facing devices that can't be attached to, by number.
     refused_pods: HashSet<u32>,
-    /// Puts the settings back when the agent is dropped.
+    /// What was changed on the host.
     sysctls: Sysctls,
 }
 
@@ -330,9 +330,6 @@ impl Agent {
         agent.attach()?;
         agent.choose_addresses();
         agent.reclaim();
-        if agent.options.keep {
-            agent.sysctls.keep();
-        }
         if addresses.values().all(|known| known.v4.is_none() && known.v6.is_none()) {
             warn!("no interface has an address yet that packets to backends could leave with");
         }

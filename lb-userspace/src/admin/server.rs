@@ -15,6 +15,7 @@ use nix::{
 };
 use serde_json::json;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{UnixListener, UnixSocket, UnixStream},
     sync::{mpsc, oneshot},
     task::JoinSet,
@@ -31,7 +32,7 @@ use super::{
 /// Conversations at one time; who comes later waits in the kernel's queue.
 const CONVERSATIONS: usize = 16;
 /// Bytes of a request.
-const REQUEST_BYTES: usize = 1024;
+pub const REQUEST_BYTES: usize = 1024;
 /// How long a client may take to ask, and to take its answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -142,7 +143,7 @@ async fn remove_stale(path: &Path) -> Result<(), BindError> {
 }
 
 /// Answers one client, line by line, until it goes, or wastes our time.
-async fn converse(stream: UnixStream, queries: mpsc::Sender<Query>) {
+pub async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, queries: mpsc::Sender<Query>) {
     let mut lines = Framed::new(stream, LinesCodec::new_with_max_length(REQUEST_BYTES));
     while let Ok(Some(line)) = time::timeout(PATIENCE, lines.next()).await {
         let request = line.map_err(|error| error.to_string());

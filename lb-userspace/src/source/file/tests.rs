@@ -5,8 +5,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use proptest::prelude::*;
-
 use super::*;
 use crate::model::{
     Algorithm, Conditions, Endpoint, FrontendKind, IpFamily, Protocol, Service, ServiceName, TrafficPolicy, Weight,
@@ -722,37 +720,4 @@ fn files_that_cannot_be_read() {
     assert_eq!(error.to_string(), format!("{}: No such file or directory (os error 2)", missing.display()));
     let error = load(directory.path()).unwrap_err();
     assert_eq!(error.to_string(), format!("{}: not a regular file", directory.path().display()));
-}
-
-/// Either state or an error with its place; anything else would be a panic.
-fn survives(content: &[u8]) -> Result<(), TestCaseError> {
-    if let Err(error) = parsed(content) {
-        prop_assert!(error.to_string().lines().all(|line| line.starts_with("s.yaml:")), "{error}");
-        prop_assert!(error.to_string().lines().all(|line| !line.chars().any(char::is_control)), "{error:?}");
-    }
-    Ok(())
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1_000))]
-
-    #[test]
-    fn any_bytes_survive(content in prop::collection::vec(any::<u8>(), 0..200)) {
-        survives(&content)?;
-    }
-
-    #[test]
-    fn any_yaml_like_text_survives(content in r#"([-:,\[\]{}&*!|>'"%@`#?~ \n\t]|<<|[a-z0-9.]|services: |- name: |address){0,80}"#) {
-        survives(content.as_bytes())?;
-    }
-
-    #[test]
-    fn a_damaged_file_survives(damage in prop::collection::vec((0..GOOD.len(), 0..8usize, prop::collection::vec(any::<u8>(), 0..8)), 1..4)) {
-        let mut content = GOOD.as_bytes().to_vec();
-        for (at, length, bytes) in damage {
-            let at = at.min(content.len());
-            content.splice(at..(at + length).min(content.len()), bytes);
-        }
-        survives(&content)?;
-    }
 }

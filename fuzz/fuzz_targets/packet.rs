@@ -1,0 +1,4 @@
+//! See `fuzz::packet`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::packet(bytes));

@@ -31,16 +31,29 @@ pub mod traffic;
 pub mod variants;
 
 use std::{
-    io, thread,
+    env, io,
+    sync::LazyLock,
+    thread,
     time::{Duration, Instant},
 };
+
+/// How many times longer than here things take where the tests run: `$WHARF_SLOWNESS`, which is set in emulated machines.
+/// It is for limits, of [`poll`] and of sockets; how long a test itself waits for is the same everywhere.
+static SLOWNESS: LazyLock<u32> =
+    LazyLock::new(|| number("WHARF_SLOWNESS").map_or(1, |slowness| slowness.max(1) as u32));
+
+/// The number that the environment has for this.
+pub fn number(variable: &str) -> Option<u64> {
+    let text = env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|error| panic!("{variable}={text}: {error}")))
+}
 
 /// How long the kernel may take for what it does by itself, such as finding a neighbour.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Asks again until there is an answer; `None` after `limit`.
+/// Asks again until there is an answer; `None` after `limit`, or as much more as the machine is slower than ours.
 pub fn poll<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
-    let deadline = Instant::now() + limit;
+    let deadline = Instant::now() + limit * *SLOWNESS;
     loop {
         let answer = ask();
         if answer.is_some() || Instant::now() > deadline {

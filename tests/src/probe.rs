@@ -7,7 +7,10 @@ use std::{
     iter::Sum,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket},
     os::fd::AsRawFd as _,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        LazyLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -23,12 +26,13 @@ use nix::{
 };
 
 use crate::{
+    SLOWNESS,
     servers::{BURST, WHOAMI},
     topology::Host,
 };
 
 /// How long an answer may take. The network is inside one machine, so this is a failure and not a delay.
-pub const TIMEOUT: Duration = Duration::from_secs(3);
+pub static TIMEOUT: LazyLock<Duration> = LazyLock::new(|| Duration::from_secs(3) * *SLOWNESS);
 
 /// How long an attempt may take of which silence is a good outcome. TCP's second SYN comes after a second.
 const PROMPT: Duration = Duration::from_millis(700);
@@ -193,7 +197,7 @@ impl Connection {
 
     /// To be called in the client's namespace.
     pub(crate) fn open(to: SocketAddr) -> io::Result<Self> {
-        Self::over(TcpStream::connect_timeout(&to, TIMEOUT)?)
+        Self::over(TcpStream::connect_timeout(&to, *TIMEOUT)?)
     }
 
     fn open_from(from: SocketAddr, to: SocketAddr) -> io::Result<Self> {
@@ -204,7 +208,7 @@ impl Connection {
         socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(from))?;
         let stream = TcpStream::from(socket);
         // It bounds how long connecting takes, too; a connection that is still in progress then has failed.
-        stream.set_write_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(*TIMEOUT))?;
         match socket::connect(stream.as_raw_fd(), &SockaddrStorage::from(to)) {
             Err(Errno::EINPROGRESS) => Err(io::ErrorKind::TimedOut.into()),
             result => result.map_err(io::Error::from).and_then(|()| Self::over(stream)),
@@ -213,8 +217,8 @@ impl Connection {
 
     fn over(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        stream.set_write_timeout(Some(TIMEOUT))?;
+        stream.set_read_timeout(Some(*TIMEOUT))?;
+        stream.set_write_timeout(Some(*TIMEOUT))?;
         let mut connection = Self { backend: String::new(), stream: BufReader::new(stream) };
         connection.backend = connection.read_line()?;
         Ok(connection)
@@ -274,7 +278,7 @@ impl Datagrams {
     pub(crate) fn open(from: SocketAddr, to: SocketAddr) -> io::Result<Self> {
         let socket = UdpSocket::bind(from)?;
         socket.connect(to)?;
-        socket.set_read_timeout(Some(TIMEOUT))?;
+        socket.set_read_timeout(Some(*TIMEOUT))?;
         Ok(Self { socket })
     }
 
@@ -493,7 +497,7 @@ fn ping(to: IpAddr) -> io::Result<()> {
     };
     let socket = UdpSocket::from(socket::socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)?);
     socket.connect((to, 0))?;
-    socket.set_read_timeout(Some(TIMEOUT))?;
+    socket.set_read_timeout(Some(*TIMEOUT))?;
     // Type, code, checksum, identifier, sequence number.
     socket.send(&[request, 0, 0, 0, 0, 0, 0, 1])?;
     socket.recv(&mut [0; 8]).map(drop).map_err(explain)

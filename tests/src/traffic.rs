@@ -151,7 +151,7 @@ async fn talk(connection: Connection, lines: Arc<AtomicUsize>, pause: Duration, 
             let sent = Instant::now();
             let line = format!("line {}\n", lines.load(Ordering::Relaxed));
             let mut answer = String::new();
-            time::timeout(TIMEOUT, async {
+            time::timeout(*TIMEOUT, async {
                 stream.write_all(line.as_bytes()).await?;
                 stream.read_line(&mut answer).await
             })

@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    env, thread,
+    thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -18,6 +18,7 @@ use lb_userspace::dataplane::{
 use proptest::test_runner::RngSeed;
 use tests::{
     datapath::{Datapath, Link, NODE, with_datapath, with_settings},
+    number,
     reference::{
         Action, Hook, Ran, Reference, Timeouts,
         packet::Packet,
@@ -151,9 +152,4 @@ fn flows_grow_old_as_the_reference_says() {
             });
         }
     });
-}
-
-fn number(variable: &str) -> Option<u64> {
-    let text = env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|error| panic!("{variable}={text}: {error}")))
 }

@@ -401,7 +401,7 @@ fn a_client_is_answered_from_where_it_asked() {
         let _servers = lab.serve(8080);
         let _agent = Agent::start(&lab, &web(lab.backends()), &[]);
         let socket = lab.client().namespace().run(|| UdpSocket::bind("[::]:0")).unwrap();
-        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+        socket.set_read_timeout(Some(*TIMEOUT)).unwrap();
         for vip in vips(80) {
             socket.send_to(b"who?", vip).unwrap();
             let (_, from) = socket.recv_from(&mut [0; 16]).unwrap();

@@ -1,4 +1,6 @@
 //! Any bytes as a packet: the loaded program and the parser on the host say the same of them, and nothing else happens.
+//!
+//! `WHARF_PACKETS` says how many packets there are.
 #![expect(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -22,13 +24,16 @@ use proptest::{
 };
 use tests::{
     datapath::{Datapath, with_datapath},
+    number,
     packet::Packet,
 };
 
 const SIZES: Sizes = Sizes { services: 16, backends: 16, slots: 256, flows: 4096, ..Sizes::DEFAULT };
-const CASES: u32 = 20_000;
 const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
+
+/// How many packets there are where nothing is said.
+const PACKETS: u64 = 20_000;
 
 const SERVICES: &str = r#"
 services:
@@ -82,17 +87,18 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
 
 #[test]
 fn any_bytes_end_in_one_counted_verdict_and_are_changed_only_if_they_are_a_flow() {
+    let packets = number("WHARF_PACKETS").unwrap_or(PACKETS);
     with_datapath(SIZES, |datapath| {
         datapath.apply(SERVICES);
-        let mut runner = TestRunner::new(Config { cases: CASES, failure_persistence: None, ..Config::default() });
+        let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::default() });
         let (mut understood, mut sent) = (0, 0);
-        for _ in 0..CASES {
+        for _ in 0..packets {
             let bytes = bytes().new_tree(&mut runner).expect("there are always bytes").current();
             let outcome = panic::catch_unwind(panic::AssertUnwindSafe(|| check(datapath, &bytes)));
             match outcome {
                 Ok((is_segment, is_sent)) => {
-                    understood += u32::from(is_segment);
-                    sent += u32::from(is_sent);
+                    understood += u64::from(is_segment);
+                    sent += u64::from(is_sent);
                 }
                 Err(cause) => {
                     eprintln!("the packet: {bytes:02x?}");
@@ -100,8 +106,8 @@ fn any_bytes_end_in_one_counted_verdict_and_are_changed_only_if_they_are_a_flow(
                 }
             }
         }
-        println!("{CASES} packets, {understood} of them whole, {sent} sent on");
-        assert!(understood > CASES / 10 && sent > CASES / 100, "the generator makes nothing that gets deep");
+        println!("{packets} packets, {understood} of them whole, {sent} sent on");
+        assert!(understood > packets / 10 && sent > packets / 100, "the generator makes nothing that gets deep");
     });
 }
 

@@ -109,7 +109,7 @@ pub fn step(what: &str, log: &Path, command: &mut Command) -> Result<()> {
 }
 
 /// The last lines of a text.
-fn tail(text: &str) -> String {
+pub fn tail(text: &str) -> String {
     let lines: Vec<_> = text.lines().collect();
     lines.get(lines.len().saturating_sub(TAIL)..).unwrap_or_default().join("\n")
 }

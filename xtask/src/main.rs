@@ -7,6 +7,7 @@ mod lint;
 mod place;
 mod setup;
 mod test;
+mod vm;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -26,6 +27,8 @@ enum Verb {
         #[arg(last = true)]
         args: Vec<OsString>,
     },
+    /// Run tests on other kernels, in virtual machines
+    Vm(vm::Options),
     /// See Wharf balance: a lab of network namespaces, with the real agent on it
     Demo {
         /// Arguments for the demo
@@ -59,6 +62,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Setup => setup::verb(),
         Verb::BuildEbpf => build_ebpf(),
         Verb::Test { args } => test::verb(&args),
+        Verb::Vm(options) => vm::verb(&options),
         Verb::Demo { args } => demo::verb(&args),
         Verb::Bench { args } => bench::verb(&args),
         Verb::Lint => lint::verb(),

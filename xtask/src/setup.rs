@@ -2,7 +2,7 @@
 //!
 //! On Debian it installs that, and the other verbs call it first; elsewhere it says what to install.
 
-use std::{fs, path::Path, process::Command};
+use std::{path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 use xtask::{
@@ -10,13 +10,13 @@ use xtask::{
     toolchain::{BY_HAND, Compiler, LINKER, Toolchain},
 };
 
-use crate::place::{is_root, workspace};
+use crate::place::{is_debian, is_root, workspace};
 
 /// The LLVM that the linker is built with: Debian's newest that this linker knows.
 const LLVM: &str = "llvm-22";
 
 /// A package of Debian's, and what it is for.
-type Package = (&'static str, &'static str);
+pub(crate) type Package = (&'static str, &'static str);
 
 /// Sets the machine up, and says what is there.
 pub(crate) fn verb() -> Result<()> {
@@ -36,10 +36,7 @@ pub(crate) fn setup() -> Result<Toolchain> {
     {
         return Ok(toolchain.clone());
     }
-    eprintln!("Something is missing; by the names of Debian's packages:");
-    for (name, purpose) in &packages {
-        eprintln!("  {name} {purpose}");
-    }
+    tell(&packages);
     if found.is_none() {
         eprintln!("  bpf-linker {LINKER}, which Debian does not have, links the eBPF programs");
     }
@@ -75,6 +72,22 @@ fn missing(toolchain: Option<&Toolchain>) -> Vec<Package> {
         (has_iperf3 || !is_debian(), ("iperf3", "measures throughput in the bench")),
     ];
     all.into_iter().filter(|(is_there, _)| !is_there).map(|(_, package)| package).collect()
+}
+
+/// Has Debian install what another verb lacks; silent if that is nothing.
+pub(crate) fn provide(packages: &[Package]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    tell(packages);
+    install(packages)
+}
+
+fn tell(packages: &[Package]) {
+    eprintln!("Something is missing; by the names of Debian's packages:");
+    for (name, purpose) in packages {
+        eprintln!("  {name} {purpose}");
+    }
 }
 
 /// Has Debian install packages.
@@ -115,30 +128,4 @@ fn apt() -> Command {
     let mut apt = clean("apt-get");
     apt.env("DEBIAN_FRONTEND", "noninteractive");
     apt
-}
-
-/// Whether this is Debian, or descends from it.
-fn is_debian() -> bool {
-    fs::read_to_string("/etc/os-release").is_ok_and(|release| says_debian(&release))
-}
-
-/// Whether an os-release(5) file speaks of Debian.
-fn says_debian(release: &str) -> bool {
-    let fields = release.lines().filter_map(|line| line.split_once('='));
-    let mut identities =
-        fields.filter(|(name, _)| matches!(*name, "ID" | "ID_LIKE")).map(|(_, value)| value.trim_matches('"'));
-    identities.any(|value| value.split_whitespace().any(|word| word == "debian"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn debian_and_what_descends_from_it_are_told_from_others() {
-        assert!(says_debian("NAME=\"Debian GNU/Linux\"\nID=debian\n"));
-        assert!(says_debian("ID=raspbian\nID_LIKE=\"debian\"\n"));
-        assert!(says_debian("ID_LIKE=\"ubuntu debian\"\n"));
-        assert!(!says_debian("NAME=\"not debian\"\nID=fedora\n"));
-    }
 }

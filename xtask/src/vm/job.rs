@@ -1,0 +1,125 @@
+//! What a guest has to do, and how that went.
+
+use std::{fmt::Write as _, fs, path::Path, time::Duration};
+
+use anyhow::{Context as _, Result};
+
+/// The part of the script that is always the same.
+const SCRIPT: &str = include_str!("job");
+
+/// What the guest's kernel logs begins so, or contains this, if something is wrong with it.
+const COMPLAINTS: [&str; 5] = ["WARNING:", "BUG:", "Oops", "KASAN", "general protection fault"];
+
+/// Commands for a guest.
+#[derive(Debug, Default)]
+pub(super) struct Job {
+    parts: String,
+}
+
+/// How one part ended.
+#[derive(Debug)]
+pub(super) struct Part {
+    /// What it is called.
+    pub(super) name: String,
+    /// Whether its exit status is that of success.
+    pub(super) is_good: bool,
+    /// How long it took.
+    pub(super) seconds: u32,
+}
+
+/// What became of a job.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    /// The parts that ended, in their order.
+    pub(super) parts: Vec<Part>,
+    /// What the guest's kernel says is wrong with it, and what we do.
+    pub(super) complaints: Vec<String>,
+    /// Whether the guest has come to the end of the job.
+    pub(super) is_whole: bool,
+}
+
+impl Job {
+    /// Makes a file or folder be found in another place, too.
+    pub(super) fn link(&mut self, place: &str, to: &Path) {
+        let to = quoted(&to.to_string_lossy());
+        let _ = writeln!(self.parts, "mkdir -p $(dirname {place}) && ln -sfn {to} {place}");
+    }
+
+    /// Sets a variable for the parts that follow.
+    pub(super) fn set(&mut self, name: &str, value: &str) {
+        let _ = writeln!(self.parts, "export {name}={}", quoted(value));
+    }
+
+    /// Has the parts that follow run in this folder.
+    pub(super) fn enter(&mut self, folder: &Path) {
+        let _ = writeln!(self.parts, "cd {}", quoted(&folder.to_string_lossy()));
+    }
+
+    /// Runs a command, for so long at most.
+    pub(super) fn part(&mut self, name: &str, limit: Duration, command: &[&str]) {
+        let words: Vec<_> = command.iter().map(|word| quoted(word)).collect();
+        let _ = writeln!(
+            self.parts,
+            "part {} timeout --kill-after=5 {} {}",
+            quoted(name),
+            limit.as_secs(),
+            words.join(" ")
+        );
+    }
+
+    /// Lays it into the folder that the guest shares with the host.
+    pub(super) fn write(&self, shared: &Path) -> Result<()> {
+        fs::write(shared.join("job"), SCRIPT)?;
+        fs::write(shared.join("parts"), &self.parts)?;
+        Ok(())
+    }
+}
+
+impl Outcome {
+    /// What the guest has left in the folder.
+    pub(super) fn read(shared: &Path) -> Result<Self> {
+        // What is not there was never begun.
+        let text = |name| {
+            fs::read(shared.join(name)).map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default()
+        };
+        let parts = text("results").lines().map(part).collect::<Option<_>>().context("the results are mutilated")?;
+        let log = text("dmesg");
+        let complaints = log.lines().filter(|line| COMPLAINTS.iter().any(|complaint| line.contains(complaint)));
+        Ok(Self { parts, complaints: complaints.map(str::to_owned).collect(), is_whole: shared.join("end").exists() })
+    }
+}
+
+/// A line of the results.
+fn part(line: &str) -> Option<Part> {
+    let mut words = line.rsplitn(3, ' ');
+    let (seconds, status, name) = (words.next()?, words.next()?, words.next()?);
+    Some(Part { name: name.to_owned(), is_good: status == "0", seconds: seconds.parse().ok()? })
+}
+
+/// A word as a shell takes it for one.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_shell_takes_quoted_words_for_what_they_were() {
+        for word in ["", "it's", "$HOME `id` \"\\\n", "''"] {
+            let said = Command::new("sh").args(["-c", &format!("printf %s {}", quoted(word))]).output().unwrap().stdout;
+            assert_eq!(String::from_utf8(said).unwrap(), word);
+        }
+    }
+
+    #[test]
+    fn a_line_of_results_has_a_name_a_status_and_seconds() {
+        let Part { name, is_good, seconds } = part("packets 0 17").unwrap();
+        assert_eq!((name.as_str(), is_good, seconds), ("packets", true, 17));
+        assert!(!part("two words 101 1").unwrap().is_good);
+        assert!(part("packets").is_none());
+    }
+}

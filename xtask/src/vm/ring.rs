@@ -1,0 +1,83 @@
+//! What is run in each guest.
+
+use std::{borrow::Cow, ffi::OsString, path::Path, time::Duration};
+
+use anyhow::Result;
+
+use super::{binaries::Binaries, job::Job, kernel::Unpacked};
+use crate::place::workspace;
+
+/// Programs of tests, and which of their tests; all of them if none is named. In a guest a verifier takes ten seconds instead of one
+/// for the programs, and almost every test loads them anew. So where there are many tests, these are the ones in which kernels may
+/// differ: where programs sit and what is left of them, least recently used entries, sockets, neighbours, routes.
+const RING: [(&str, &[&str]); 6] = [
+    ("packets", &[]),
+    ("hostile", &[]),
+    (
+        "attach",
+        &[
+            "by_xdp_nothing_is_sent_to_an_uplink_that_has_none",
+            "each_mode_takes_the_place_that_it_names",
+            "filters_of_an_agent_that_was_killed_are_replaced",
+            "where_the_driver_refuses_auto_takes_tc_and_says_why_and_native_fails",
+            "without_tcx_filters_of_clsact_do_the_same_and_go_with_the_qdisc_that_was_made_for_them",
+        ],
+    ),
+    (
+        "tracking",
+        &[
+            "a_connection_is_established_by_who_has_seen_the_answer",
+            "syns_force_out_no_established_flow",
+            "the_oldest_flows_make_room_when_the_table_is_full",
+            "the_ports_of_the_hosts_own_sockets_stay_theirs",
+            "what_is_idle_for_longer_than_its_timeout_is_over",
+        ],
+    ),
+    (
+        "flows",
+        &[
+            "a_removed_backend_gets_no_new_connections_and_the_others_keep_theirs",
+            "connections_follow_a_route",
+            "round_robin_takes_turns",
+            "sigterm_leaves_nothing_behind",
+            "unknown_neighbours_are_found",
+        ],
+    ),
+    ("nodes", &["tcp_connections_stay_where_they_are_when_endpoints_change"]),
+];
+
+/// What the programs of tests are told: that things may take ten times longer than on the machine itself, to make few
+/// hostile packets, and to run more tests at once than there are processors, since they sleep at times.
+const SETTINGS: [(&str, &str); 3] = [("WHARF_SLOWNESS", "10"), ("WHARF_PACKETS", "1000"), ("RUST_TEST_THREADS", "4")];
+
+/// How long one program of tests may take.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// The job of a guest with this kernel: the ring, or one program of tests with its arguments.
+pub(super) fn job(kernel: &Unpacked, binaries: &Binaries, program: &[OsString]) -> Result<Job> {
+    let mut job = Job::default();
+    job.link("/lib/modules/$(uname -r)", &kernel.modules);
+    job.set("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    job.set("WHARF_BIN", &text(&binaries.wharf));
+    for (name, value) in SETTINGS {
+        job.set(name, value);
+    }
+    // As cargo does.
+    job.enter(&workspace().join("tests"));
+    if let [name, args @ ..] = program {
+        let binary = text(binaries.test(name)?);
+        let args: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
+        let words: Vec<_> = [&*binary].into_iter().chain(args.iter().map(|arg| &**arg)).collect();
+        job.part(&name.to_string_lossy(), LIMIT, &words);
+        return Ok(job);
+    }
+    for (name, tests) in RING {
+        binaries.expect(name, tests)?;
+        job.part(name, LIMIT, &[&[&*text(binaries.test(name.as_ref())?), "--exact"], tests].concat());
+    }
+    Ok(job)
+}
+
+fn text(path: &Path) -> Cow<'_, str> {
+    path.as_os_str().to_string_lossy()
+}

@@ -18,11 +18,11 @@ use self::{
     record::{Record, Setting},
 };
 
-/// What was changed on the host, by this agent and those before it. Put back when this is dropped, unless it is to stay.
+/// What was changed on the host, by this agent and those before it. It stays until somebody puts it back: traffic that goes on
+/// without an agent needs it.
 #[derive(Debug)]
 pub struct Sysctls {
     record: Record,
-    stays: bool,
 }
 
 /// Ports that the kernel gives to no connection by itself; the rest are numbers and ranges as [`Ports`] reads them.
@@ -33,13 +33,7 @@ const PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 impl Sysctls {
     /// With what former agents changed, which is on record in a file; their changes stay for now.
     pub fn open(file: &Path) -> Self {
-        let record = Record::read(file);
-        Self { stays: !record.is_empty(), record }
-    }
-
-    /// Leaves all changes in force when this is dropped: traffic that goes on without an agent needs them.
-    pub fn keep(&mut self) {
-        self.stays = true;
+        Self { record: Record::read(file) }
     }
 
     /// Notes that interfaces have a clsact qdisc of ours.
@@ -217,14 +211,6 @@ pub(crate) fn taken_by_host() -> Option<Ports> {
 fn shared_with_host(ports: &Ports) -> Option<(usize, usize)> {
     let host = taken_by_host()?;
     Some((ports.common(&host).len(), host.len()))
-}
-
-impl Drop for Sysctls {
-    fn drop(&mut self) {
-        if !self.stays {
-            self.put_back();
-        }
-    }
 }
 
 fn read(path: &Path) -> io::Result<String> {

@@ -231,6 +231,7 @@ fn answer(request: Request) -> Response {
             version: "1.2.3".to_owned(),
             pid: 42,
             uptime_seconds: 7_500,
+            unpinned: None,
             interfaces: vec![interface("eth0", "native", None), interface("eth1", "off", Some("the driver has none"))],
             pod_interfaces: PodInterfacesReport {
                 patterns: vec!["veth*".to_owned(), "lxc*".to_owned()],

@@ -2,7 +2,7 @@
 
 use std::{
     env, fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output},
     sync::Arc,
     thread,
@@ -72,10 +72,13 @@ impl Agent {
         Self::launch_in(Arc::clone(&self.directory), host, arguments)
     }
 
-    /// Runs `wharf` once more on a node, in place of this agent, and waits until the services are in force.
+    /// Runs `wharf`, or `$WHARF_OTHER_BIN` where that is set, on a node in place of this agent, and waits until the services are in
+    /// force.
     #[track_caller]
     pub fn restart_on(&self, node: &Node, arguments: &[&str]) -> Self {
-        self.relaunch(node.host(), &[on(node), arguments.to_vec()].concat()).ready()
+        let binary = env::var_os("WHARF_OTHER_BIN").map_or_else(binary, PathBuf::from);
+        let arguments = [on(node), arguments.to_vec()].concat();
+        Self::launch_binary(&binary, Arc::clone(&self.directory), node.host(), &arguments).ready()
     }
 
     /// Runs `wharf` on a node, on its uplinks and facing its pods, and waits until the services are in force.
@@ -85,15 +88,19 @@ impl Agent {
     }
 
     fn launch_in(directory: Arc<TempDir>, host: &Host, arguments: &[&str]) -> Self {
+        Self::launch_binary(&binary(), directory, host, arguments)
+    }
+
+    fn launch_binary(binary: &Path, directory: Arc<TempDir>, host: &Host, arguments: &[&str]) -> Self {
         let log = NamedTempFile::new_in(directory.path()).expect("the directory is ours");
         let path = |name| directory.path().join(name);
-        let mut command = host.namespace().command(binary());
+        let mut command = host.namespace().command(binary);
         command.arg("run").arg("--services").arg(path("services.yaml")).arg("--admin").arg(path("admin.sock"));
         let output = log.reopen().and_then(|file| Ok((file.try_clone()?, file))).expect("there are descriptors left");
         // What a machine with little memory would have: many agents run at one time.
         let command = command.args(["--max-flows", "65536"]).args(arguments).stdout(output.0).stderr(output.1);
         let process = command.spawn().expect("`binary` looked that it is there");
-        let mut cleanup = host.namespace().command(binary());
+        let mut cleanup = host.namespace().command(binary);
         cleanup.arg("cleanup").arg("--admin").arg(path("admin.sock"));
         Self { process, cleanup, log, directory }
     }

@@ -53,6 +53,8 @@ pub struct StatusReport {
     pub pid: u32,
     /// How long the agent has been running, in seconds.
     pub uptime_seconds: u64,
+    /// Why not everything is pinned that is to outlive the agent.
+    pub unpinned: Option<String>,
     /// Where the programs are attached.
     pub interfaces: Vec<InterfaceReport>,
     /// The pod-facing devices.

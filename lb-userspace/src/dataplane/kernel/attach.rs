@@ -104,11 +104,12 @@ impl Attachments {
             let Ok(place) = name.parse() else { continue };
             match Hold::take_over(place, object, pins) {
                 Ok(hold) => drop(self.former.insert(place, hold)),
-                Err(error) => {
-                    // Most often the interface is gone.
-                    debug!(%error, "cannot take over {name}");
+                Err(error) if pins.is_dead(&name) => {
+                    debug!(%error, "the interface of {name} is gone");
                     pins.remove_link(&name)?;
                 }
+                // It goes on with the former program, which is better than none.
+                Err(error) => return Err(error),
             }
         }
         Ok(())

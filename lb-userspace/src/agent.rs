@@ -19,8 +19,8 @@ use tracing::{error, info, warn};
 use crate::{
     admin::{
         report::{
-            BackendReport, CollectorReport, CounterReport, FrontendReport, Request, Response, ServiceReport,
-            StatusReport, TableReport,
+            AuditReport, BackendReport, CollectorReport, CounterReport, DriftReport, FrontendReport, Request, Response,
+            ServiceReport, StatusReport, TableReport, VerifyReport,
         },
         server::{BindError, Query, Server},
     },
@@ -29,10 +29,11 @@ use crate::{
         DataplaneError, SizeOptions, Sizes,
         collect::{Collector, Progress},
         kernel::{self, Kernel, Pins, PinsError, Settings, XdpMode},
-        tables::Tables,
+        tables::{Drift, Tables},
     },
     model::{Desired, Service, ServiceName, TrafficPolicy},
     network::{Change, Network, NetworkError, Roles},
+    plan::plan,
     policy::{self, Node},
     privileges::{self, Places, PrivilegesError},
     source::file::{self, FileError, Update},
@@ -106,6 +107,8 @@ enum Event {
     Tick,
     /// It is time to go on with the garbage collection.
     Collect,
+    /// It is time to compare the maps with what they should say.
+    Audit,
     /// Somebody asks.
     Query(Query),
     /// The services file is to be read again.
@@ -152,12 +155,16 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             () = sleep_until(agent.attach_at) => Event::AttachPods,
             _ = ticks.tick() => Event::Tick,
             () = sleep_until(Some(agent.collect_at)) => Event::Collect,
+            () = sleep_until(Some(agent.audit_at)) => Event::Audit,
         };
         match event {
             Event::Services(update) => {
                 match update {
-                    Ok(loaded) => agent.apply(&loaded),
-                    Err(error) => agent.refuse(&error),
+                    Ok(loaded) => agent.apply(loaded),
+                    Err(error) => {
+                        agent.waiting = None;
+                        agent.refuse(&error);
+                    }
                 }
                 supervisor::ready(&agent.summary());
             }
@@ -167,8 +174,10 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             Event::Tick => {
                 agent.confirm_neighbours().await;
                 agent.pin_again();
+                agent.apply_waiting();
             }
             Event::Collect => agent.collect(),
+            Event::Audit => agent.audit(),
             // Whoever asked may have gone; that is theirs.
             Event::Query(query) => drop(query.reply.send(agent.answer(query.request))),
             Event::Reload => {
@@ -234,6 +243,8 @@ const TICK: Duration = Duration::from_secs(15);
 
 /// How often a garbage collection begins.
 const COLLECTION: Duration = Duration::from_secs(30);
+/// How often the maps are compared with what they should say: a tenth of a second's work for 50,000 services.
+const AUDIT: Duration = Duration::from_secs(300);
 /// How long a step of one may take, and how long the next one waits: a pass takes a tenth of one CPU at the most.
 const COLLECTION_STEP: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
 /// How long the agent waits from one look at the network to the next: where many pods start at once, it looks once for all.
@@ -253,6 +264,8 @@ struct Agent {
     node: Node,
     collector: Collector,
     collect_at: Instant,
+    audit: AuditReport,
+    audit_at: Instant,
     /// When the network is to be looked at again, if it has changed since.
     look_at: Option<Instant>,
     looked: Instant,
@@ -264,13 +277,14 @@ struct Agent {
     revision: u64,
     /// Why the services file as it is now is not in force.
     refused: Option<String>,
+    /// What of it was good but did not fit: it is tried again, as room may return.
+    waiting: Option<file::Loaded>,
     /// Uplinks that are not there now.
     lost: HashSet<String>,
     /// Whether it was said that not everything is pinned.
     is_unpinned: bool,
     /// Pod-facing devices that can't be attached to, by number.
     refused_pods: HashSet<u32>,
-    /// What was changed on the host.
     sysctls: Sysctls,
 }
 
@@ -309,6 +323,8 @@ impl Agent {
             desired: None,
             collector: Collector::new(options.settings.timeouts),
             collect_at: begin + COLLECTION,
+            audit: AuditReport::default(),
+            audit_at: begin + AUDIT,
             look_at: None,
             looked: begin,
             attach_at: None,
@@ -316,6 +332,7 @@ impl Agent {
             applied: begin,
             revision: u64::from(first.is_some()),
             refused: None,
+            waiting: None,
             lost: HashSet::new(),
             refused_pods: HashSet::new(),
             is_unpinned: false,
@@ -345,20 +362,34 @@ impl Agent {
         Ok(changes)
     }
 
-    fn apply(&mut self, loaded: &file::Loaded) {
+    fn apply(&mut self, loaded: file::Loaded) {
         loaded.warnings.iter().for_each(|warning| warn!("{warning}"));
         let begin = Instant::now();
         match self.enforce(&loaded.desired) {
             Ok(changes) => {
-                self.refused = None;
+                (self.refused, self.waiting) = (None, None);
                 self.applied = Instant::now();
                 self.revision += 1;
                 info!(changes, microseconds = begin.elapsed().as_micros(), "services applied");
             }
-            Err(error) => self.refuse(&error),
+            Err(error) => {
+                self.refuse(&error);
+                self.waiting = Some(loaded);
+            }
         }
         self.reclaim();
         self.choose_addresses();
+    }
+
+    /// Tries again what did not fit. What it says is known already.
+    fn apply_waiting(&mut self) {
+        if let Some(waiting) = &self.waiting
+            && self.tables.fits(&policy::decide(&waiting.desired, &self.node))
+            && let Some(waiting) = self.waiting.take()
+        {
+            info!("there is room now for what did not fit");
+            self.apply(file::Loaded { warnings: Vec::new(), ..waiting });
+        }
     }
 
     /// Decides anew what is to be served, by the node as it is now.
@@ -470,7 +501,7 @@ impl Agent {
         };
     }
 
-    fn answer(&self, request: Request) -> Response {
+    fn answer(&mut self, request: Request) -> Response {
         match request {
             Request::Status => match self.status() {
                 Ok(status) => Response::Status(Box::new(status)),
@@ -478,6 +509,47 @@ impl Agent {
             },
             Request::Services => Response::Services(self.service_reports()),
             Request::Backends => Response::Backends(self.backend_reports()),
+            Request::Verify { repair } => match self.verify(repair) {
+                Ok(report) => Response::Verify(report),
+                Err(error) => Response::Error(describe(&error)),
+            },
+        }
+    }
+
+    /// Compares what is desired, what the maps were made to say, and what they say.
+    fn verify(&mut self, repair: bool) -> Result<VerifyReport, DataplaneError> {
+        let wanted = self.desired.as_ref().map(|desired| policy::decide(desired, &self.node));
+        let unapplied = wanted.map_or(0, |wanted| plan(&wanted, self.tables.applied()).len());
+        let drift = self.tables.audit(repair)?;
+        let text = |text: &str| text.to_owned();
+        let report = |it: &Drift| DriftReport {
+            map: text(it.map),
+            entry: text(&it.entry),
+            expected: text(&it.expected),
+            found: text(&it.found),
+        };
+        Ok(VerifyReport {
+            entries: self.tables.audited(),
+            unapplied,
+            drift: drift.iter().map(report).collect(),
+            repaired: repair && !drift.is_empty(),
+        })
+    }
+
+    /// Looks now and then whether somebody else has written to the maps, and puts it right.
+    fn audit(&mut self) {
+        self.audit_at = Instant::now() + AUDIT;
+        match self.tables.audit(true) {
+            Ok(drift) => {
+                for Drift { map, entry, expected, found } in &drift {
+                    warn!(
+                        "somebody else has written to map {map}: entry {entry} said {found}, and says {expected} again"
+                    );
+                }
+                self.audit.audits += 1;
+                self.audit.repaired += drift.len() as u64;
+            }
+            Err(error) => error!(error = describe(&error), "the maps could not be compared with what they should say"),
         }
     }
 
@@ -487,6 +559,7 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
+            unpinned: kernel.unpinned().map(|error| describe(error)),
             interfaces: self.interfaces(),
             pod_interfaces: self.pod_interfaces(),
             services_file: self.options.services.clone(),
@@ -500,6 +573,7 @@ impl Agent {
                 .map(|usage| TableReport { name: usage.table.to_owned(), used: usage.used, size: usage.size })
                 .chain(self.flow_tables())
                 .collect(),
+            audit: self.audit,
             collector: self.collector.last().map(|pass| CollectorReport {
                 passes: self.collector.passes(),
                 removed: self.collector.removed(),

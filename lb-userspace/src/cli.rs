@@ -8,6 +8,7 @@ mod run;
 mod services;
 mod status;
 mod table;
+mod verify;
 
 use std::{
     io::{self, ErrorKind, Write as _},
@@ -25,6 +26,9 @@ use crate::admin::{
 
 /// Exit code: what was named does not exist.
 const NOT_FOUND: u8 = 2;
+
+/// Exit code: what should be the same is not.
+const DIFFERS: u8 = 2;
 
 /// Wharf: a layer 4 load balancer in eBPF.
 #[derive(Debug, Parser)]
@@ -48,6 +52,8 @@ enum Command {
     Services(services::Args),
     /// List the backends that the agent sends to
     Backends(backends::Args),
+    /// Compare what the kernel's maps say with what they should
+    Verify(verify::Args),
     /// Take away what agents left here: programs, tables with all flows, changes to the host
     Cleanup(cleanup::Args),
 }
@@ -62,6 +68,7 @@ impl Cli {
             Command::Status(args) => status::run(&args),
             Command::Services(args) => services::run(&args),
             Command::Backends(args) => backends::run(&args),
+            Command::Verify(args) => verify::run(&args),
             Command::Cleanup(args) => cleanup::run(&args),
         }
     }

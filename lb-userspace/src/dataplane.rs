@@ -47,6 +47,8 @@ pub trait Dataplane {
     fn add_source(&mut self, service: u32, range: &IpNet) -> Result<(), DataplaneError>;
     /// Lets clients of a range in to a service no more.
     fn remove_source(&mut self, service: u32, range: &IpNet) -> Result<(), DataplaneError>;
+    /// Whether the programs look for services at an address at all: they do once one was set there.
+    fn is_looked_for(&self, address: IpAddr) -> bool;
     /// Every frontend that leads somewhere, with what holds for it.
     fn frontends(&self) -> Result<BTreeMap<Frontend, abi::Frontend>, DataplaneError>;
     /// Every address that is a service's alone, with its flags.

@@ -18,7 +18,8 @@ use self::{
     record::{Record, Setting},
 };
 
-/// What was changed on the host, by this agent and those before it. It stays until it is put back, by whoever reads the record.
+/// What was changed on the host, by this agent and those before it. It stays until somebody puts it back: traffic that goes on
+/// without an agent needs it.
 #[derive(Debug)]
 pub struct Sysctls {
     record: Record,

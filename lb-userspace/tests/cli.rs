@@ -19,8 +19,8 @@ use lb_userspace::{
     admin::{
         client::{self, ClientError},
         report::{
-            BackendReport, CollectorReport, CounterReport, FrontendReport, InterfaceReport, PodInterfacesReport,
-            Request, Response, ServiceReport, StatusReport, TableReport,
+            AuditReport, BackendReport, CollectorReport, CounterReport, DriftReport, FrontendReport, InterfaceReport,
+            PodInterfacesReport, Request, Response, ServiceReport, StatusReport, TableReport, VerifyReport,
         },
         server::{BindError, Query, Server},
     },
@@ -126,6 +126,17 @@ fn doctor_prints_a_table_for_people() {
     }
 }
 
+#[test]
+fn verify_exits_with_2_while_something_is_wrong() {
+    let agent = Agent::start();
+    let (stdout, _) = agent.wharf(["verify"], 2);
+    assert!(stdout.starts_with("MAP     ENTRY   SHOULD SAY   SAID\nTABLE   7       1            9\n"), "{stdout}");
+    assert!(stdout.ends_with("\n1 of 100 entries don't say what they should; --repair puts them right\n"), "{stdout}");
+    let (stdout, _) = agent.wharf(["verify", "--repair"], 0);
+    assert!(stdout.ends_with("\n1 of 100 entries were put right\n"), "{stdout}");
+    assert!(agent.wharf(["verify", "-o", "json"], 2).0.contains("\"repaired\": false"));
+}
+
 /// An agent's admin socket that gives the same answers all the time.
 struct Agent {
     directory: TempDir,
@@ -220,6 +231,7 @@ fn answer(request: Request) -> Response {
             version: "1.2.3".to_owned(),
             pid: 42,
             uptime_seconds: 7_500,
+            unpinned: None,
             interfaces: vec![interface("eth0", "native", None), interface("eth1", "off", Some("the driver has none"))],
             pod_interfaces: PodInterfacesReport {
                 patterns: vec!["veth*".to_owned(), "lxc*".to_owned()],
@@ -231,12 +243,24 @@ fn answer(request: Request) -> Response {
             applied_seconds_ago: 75,
             services_error: Some("s.yaml:1:1: x\ns.yaml:2:1: y".to_owned()),
             tables: vec![TableReport { name: "services".to_owned(), used: 1, size: 1000 }],
+            audit: AuditReport::default(),
             collector: Some(CollectorReport { passes: 3, removed: 70, entries: 2_000, milliseconds: 4 }),
             counters: vec![counter("forward", "nat", 5), counter("drop", "no-backend", 0)],
         })),
         Request::Services => {
             Response::Services(vec![service("web", &["10.0.0.1:80", "10.0.0.2:80"]), service("dns", &["10.0.0.3:53"])])
         }
+        Request::Verify { repair } => Response::Verify(VerifyReport {
+            entries: 100,
+            unapplied: 0,
+            drift: vec![DriftReport {
+                map: "TABLE".to_owned(),
+                entry: "7".to_owned(),
+                expected: "1".to_owned(),
+                found: "9".to_owned(),
+            }],
+            repaired: repair,
+        }),
         Request::Backends => Response::Backends(vec![backend("web", "10.1.0.1:8080"), backend("dns", "10.1.0.2:53")]),
     }
 }

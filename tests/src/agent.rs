@@ -2,7 +2,7 @@
 
 use std::{
     env, fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output},
     sync::Arc,
     thread,
@@ -74,10 +74,13 @@ impl Agent {
         Self::launch_in(Arc::clone(&self.home), host, arguments)
     }
 
-    /// Runs `wharf` once more on a node, in place of this agent, and waits until the services are in force.
+    /// Runs `wharf`, or `$WHARF_OTHER_BIN` where that is set, on a node in place of this agent, and waits until the services are in
+    /// force.
     #[track_caller]
     pub fn restart_on(&self, node: &Node, arguments: &[&str]) -> Self {
-        self.relaunch(node.host(), &[on(node), arguments.to_vec()].concat()).ready()
+        let binary = env::var_os("WHARF_OTHER_BIN").map_or_else(|| self.home.binary().to_owned(), PathBuf::from);
+        let arguments = [on(node), arguments.to_vec()].concat();
+        Self::launch_binary(&binary, Arc::clone(&self.home), node.host(), &arguments).ready()
     }
 
     /// Runs `wharf` on a node, on its uplinks and facing its pods, and waits until the services are in force.
@@ -94,13 +97,18 @@ impl Agent {
 
     fn launch_in(home: impl Into<Arc<Home>>, host: &Host, arguments: &[&str]) -> Self {
         let home = home.into();
+        let binary = home.binary().to_owned();
+        Self::launch_binary(&binary, home, host, arguments)
+    }
+
+    fn launch_binary(binary: &Path, home: Arc<Home>, host: &Host, arguments: &[&str]) -> Self {
         let log = NamedTempFile::new_in(home.path()).expect("the directory is ours");
-        let mut command = home.command(host, "run");
+        let mut command = home.command(binary, host, "run");
         let output = log.reopen().and_then(|file| Ok((file.try_clone()?, file))).expect("there are descriptors left");
         command.arg("--services").arg(home.services()).stdout(output.0).stderr(output.1);
         // What a machine with little memory would have: many agents run at one time.
         let process = command.args(["--max-flows", "65536"]).args(arguments).spawn().expect("it can be run");
-        Self { process, cleanup: home.command(host, "cleanup"), log, home }
+        Self { process, cleanup: home.command(binary, host, "cleanup"), log, home }
     }
 
     /// Waits until the services are in force.

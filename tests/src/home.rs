@@ -20,7 +20,9 @@ pub const NOBODY: u32 = 65534;
 #[derive(Debug)]
 pub struct Home {
     directory: TempDir,
-    /// The command that runs another one in a certain way, and begins with what that takes.
+    /// The agent's binary.
+    binary: PathBuf,
+    /// The command that runs another one in a certain way, if there is one.
     way: Vec<OsString>,
     /// A BPF file system of its own, where there is one.
     bpffs: Option<PathBuf>,
@@ -33,7 +35,7 @@ impl Home {
     pub fn new(services: &str) -> Self {
         let directory = tempfile::tempdir().expect("there is room for temporary files");
         fs::write(directory.path().join("services.yaml"), services).expect("the directory is ours");
-        Self { directory, way: vec![binary().into()], bpffs: None, manager: None }
+        Self { directory, binary: binary(), way: Vec::new(), bpffs: None, manager: None }
     }
 
     /// Of an agent that runs as an ordinary user who has these capabilities and can get no others, as a service manager runs
@@ -57,7 +59,8 @@ impl Home {
         home.way.extend(["--reuid", "--regid"].map(|option| format!("{option}={NOBODY}").into()));
         home.way.extend(["--bounding-set", "--inh-caps", "--ambient-caps"].map(|it| format!("{it}={set}").into()));
         // A change of user takes away what `NetNs::command` has set.
-        home.way.extend(["--pdeathsig=KILL".into(), program.into()]);
+        home.way.push("--pdeathsig=KILL".into());
+        home.binary = program;
         home
     }
 
@@ -65,7 +68,6 @@ impl Home {
     pub fn of_netns_exec(services: &str, host: &Host) -> Self {
         let mut home = Self::new(services);
         home.way = ["ip", "netns", "exec", host.namespace().name()].map(OsString::from).into();
-        home.way.push(binary().into());
         home
     }
 
@@ -93,11 +95,16 @@ impl Home {
         self.directory.path()
     }
 
-    /// A verb of `wharf` that is to be run on a host, and is told where all is.
-    pub fn command(&self, host: &Host, verb: &str) -> Command {
-        let (program, arguments) = self.way.split_first().expect("the binary is there at least");
-        let mut command = host.namespace().command(program);
-        command.args(arguments).arg(verb).arg("--admin").arg(self.admin());
+    /// The agent's binary, as its user finds it.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    /// A verb of a `wharf` that is to be run on a host, and is told where all is.
+    pub fn command(&self, binary: &Path, host: &Host, verb: &str) -> Command {
+        let mut line = self.way.iter().map(OsString::as_os_str).chain([binary.as_os_str()]);
+        let mut command = host.namespace().command(line.next().expect("the binary is there at least"));
+        command.args(line).arg(verb).arg("--admin").arg(self.admin());
         if let Some(bpffs) = &self.bpffs {
             command.arg("--bpffs").arg(bpffs);
         }

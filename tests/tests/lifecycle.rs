@@ -10,8 +10,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::signal::Signal;
+use aya::maps::{Array, HashMap, Map, MapData};
+use lb_common::{
+    abi::{Frontend, ServiceKey, Slot},
+    net::Ipv4Be,
+};
+use nix::{
+    mount::{MsFlags, mount, umount},
+    sys::signal::Signal,
+};
 use serde_json::Value;
+use tempfile::TempDir;
 use tests::{
     SOON,
     agent::Agent,
@@ -130,6 +139,7 @@ fn kills_and_restarts_under_load_harm_no_connection() {
         let services = file([Service::new(1).endpoints(pods.iter().copied())]);
         let mut agent = variant.start(node, &services, &[]);
         let load = Load::begin(cluster.client(), vips());
+        let began = Instant::now();
         for round in 0..5 {
             thread::sleep(MOMENT);
             agent.signal(if round % 2 == 0 { Signal::SIGKILL } else { Signal::SIGTERM });
@@ -140,7 +150,9 @@ fn kills_and_restarts_under_load_harm_no_connection() {
             agent = agent.restart_on(node, &["--xdp", variant.xdp, "--timeout-udp", &timeout]);
         }
         thread::sleep(MOMENT);
-        assert!(load.expect_unharmed() > 100);
+        let connections = load.expect_unharmed();
+        println!("{connections} new connections in {:?}, and none failed", began.elapsed());
+        assert!(connections > 100);
     }
 }
 
@@ -250,8 +262,9 @@ fn interfaces_that_are_not_named_any_more_are_left() {
         agent.signal(Signal::SIGTERM);
         agent.wait();
         let another = agent.relaunch(lab.lb(), &["--interface", "eth-b1", "--xdp", mode]).ready();
-        eventually("the others are left", || lab.lb().programs().iter().all(|it| it.starts_with("eth-b1 ")));
-        assert_eq!(lab.lb().programs().len(), 2);
+        // Below Linux 6.6 a qdisc stays, without filters.
+        let is_left = |it: &String| it.starts_with("eth-b1 ") || it.ends_with(" clsact");
+        eventually("the others are left", || lab.lb().programs().iter().all(is_left));
         drop(another);
     }
 }
@@ -270,6 +283,139 @@ fn an_agent_takes_over_in_another_mode() {
     }
     for conversations in conversations {
         assert_eq!(conversations.stuck(SOON), Vec::<&str>::new());
+    }
+}
+
+// Bad days.
+
+/// A BPF file system of a test's own.
+struct Bpffs(TempDir);
+
+impl Bpffs {
+    fn mount() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        mount(Some("bpf"), directory.path(), Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
+        Self(directory)
+    }
+
+    fn set_writable(&self, is_writable: bool) {
+        let flags = if is_writable { MsFlags::empty() } else { MsFlags::MS_RDONLY };
+        mount(None::<&str>, self.0.path(), None::<&str>, MsFlags::MS_REMOUNT | flags, None::<&str>).unwrap();
+    }
+
+    fn argument(&self) -> String {
+        format!("--bpffs={}", self.0.path().join("wharf").display())
+    }
+}
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        umount(self.0.path()).unwrap();
+    }
+}
+
+#[test]
+fn a_read_only_file_system_is_waited_for() {
+    let (lab, bpffs) = (lab(), Bpffs::mount());
+    bpffs.set_writable(false);
+    let agent = Agent::launch(&lab, &web(lab.backends()), &[&bpffs.argument()]);
+    eventually("it says what it waits for", || agent.log().contains("`mount -o remount,rw` makes it writable"));
+    bpffs.set_writable(true);
+    agent.ready().stop();
+}
+
+#[test]
+fn what_can_not_be_pinned_is_said_and_pinned_later() {
+    let (lab, bpffs) = (lab(), Bpffs::mount());
+    let _servers = lab.serve(8080);
+    let mut agent = Agent::start(&lab, &web(lab.backends()), &[&bpffs.argument(), "--pod-interface", "pod*"]);
+    bpffs.set_writable(false);
+    let pods = || agent.status()["podInterfaces"]["attached"].as_u64();
+    lab.lb().namespace().ip("link add pod0 type veth peer name eth9\nlink set pod0 up");
+    eventually("the new device is attached to", || pods() == Some(1));
+    let unpinned = || agent.status()["unpinned"].as_str().map(str::to_owned);
+    assert!(unpinned().is_some_and(|why| why.contains("read-only")), "{:?}", unpinned());
+    for vip in vips() {
+        assert!(lab.client().get_many(vip, 3, 1).errors.is_empty());
+    }
+    bpffs.set_writable(true);
+    let limit = Duration::from_secs(40);
+    assert!(tests::poll(limit, || unpinned().is_none().then_some(())).is_some(), "{:?}", unpinned());
+    let before = lab.lb().programs();
+    agent.signal(Signal::SIGKILL);
+    agent.wait();
+    assert_eq!(lab.lb().programs(), before);
+}
+
+#[test]
+fn a_place_that_is_no_bpf_file_system_is_named() {
+    let (lab, directory) = (lab(), tempfile::tempdir().unwrap());
+    let bpffs = format!("--bpffs={}", directory.path().display());
+    let mut agent = Agent::launch(&lab, "services: []", &[&bpffs]);
+    assert_eq!(agent.wait().code(), Some(1));
+    let log = agent.log();
+    assert!(log.contains(directory.path().to_str().unwrap()) && log.contains("mount -t bpf"), "{log}");
+}
+
+#[test]
+fn an_interface_that_went_while_no_agent_ran_is_attached_to_when_it_is_back() {
+    let lab = lab();
+    let _servers = lab.serve(8080);
+    let mut agent = Agent::start(&lab, &web([lab.backend(1)]), &["--pod-interface", "pod*"]);
+    let pods = |agent: &Agent| agent.status()["podInterfaces"]["attached"].as_u64();
+    lab.lb().namespace().ip("link add pod0 type veth peer name eth9\nlink set pod0 up");
+    eventually("it is attached to", || pods(&agent) == Some(1));
+    agent.signal(Signal::SIGKILL);
+    agent.wait();
+    lab.lb().namespace().ip("link del pod0\nlink add pod0 type veth peer name eth9\nlink set pod0 up");
+    let another = agent.launch_another(&lab, &["--pod-interface", "pod*"]).ready();
+    eventually("the new one is attached to", || pods(&another) == Some(1));
+    for vip in vips() {
+        assert!(lab.client().get_many(vip, 3, 1).errors.is_empty());
+    }
+}
+
+// Others.
+
+/// A pinned map of the agent that runs on this host.
+fn pinned(host: &Host, name: &str) -> MapData {
+    let directory = pins(host).into_iter().find(|path| path.ends_with("maps")).unwrap();
+    MapData::from_pin(directory.join(name)).unwrap()
+}
+
+#[test]
+fn what_somebody_else_writes_to_the_maps_is_found_and_put_right() {
+    let lab = lab();
+    let _servers = lab.serve(8080);
+    let agent = Agent::start(&lab, &web([lab.backend(1)]), &[]);
+    let verify = |arguments: &[&str]| {
+        let output = agent.cli(&[&["verify"], arguments].concat());
+        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    assert_eq!(verify(&[]).0, 0, "{}", verify(&[]).1);
+    let mut slots: Array<_, Slot> = Map::Array(pinned(lab.lb(), "TABLE")).try_into().unwrap();
+    let mut services: HashMap<_, ServiceKey<Ipv4Be>, Frontend> =
+        Map::HashMap(pinned(lab.lb(), "SERVICES4")).try_into().unwrap();
+    let spoil: [&mut dyn FnMut(); 2] = [
+        // Nobody has this backend.
+        &mut || slots.set(0, Slot::new(4711), 0).unwrap(),
+        &mut || {
+            for key in services.keys().map(Result::unwrap).collect::<Vec<_>>() {
+                services.remove(&key).unwrap();
+            }
+        },
+    ];
+    for spoil in spoil {
+        spoil();
+        let (code, text) = verify(&[]);
+        assert!(code == 2 && text.contains("--repair"), "{code}: {text}");
+        assert_eq!(verify(&[]).0, 2, "looking changes nothing");
+        let (code, text) = verify(&["--repair"]);
+        assert!(code == 0 && text.contains("put right"), "{code}: {text}");
+        assert_eq!(verify(&[]).0, 0);
+        for vip in vips() {
+            assert_eq!(lab.client().get_many(vip, 3, 1).answers, BTreeMap::from([("b1".to_owned(), 3)]));
+        }
     }
 }
 

@@ -20,6 +20,11 @@ pub enum Request {
     Services,
     /// Every backend.
     Backends,
+    /// Whether the maps say what they should.
+    Verify {
+        /// Whether they are to be made to, where they don't.
+        repair: bool,
+    },
 }
 
 /// The answer, on one line.
@@ -32,6 +37,8 @@ pub enum Response {
     Services(Vec<ServiceReport>),
     /// To [`Request::Backends`].
     Backends(Vec<BackendReport>),
+    /// To [`Request::Verify`].
+    Verify(VerifyReport),
     /// The question could not be answered; the text says why.
     Error(String),
 }
@@ -46,6 +53,8 @@ pub struct StatusReport {
     pub pid: u32,
     /// How long the agent has been running, in seconds.
     pub uptime_seconds: u64,
+    /// Why not everything is pinned that is to outlive the agent.
+    pub unpinned: Option<String>,
     /// Where the programs are attached.
     pub interfaces: Vec<InterfaceReport>,
     /// The pod-facing devices.
@@ -60,10 +69,49 @@ pub struct StatusReport {
     pub services_error: Option<String>,
     /// How full the tables are; those of flows as the last garbage collection saw them.
     pub tables: Vec<TableReport>,
+    /// What the agent's own looks at the maps have found.
+    pub audit: AuditReport,
     /// The garbage collection, once it has gone through the flow tables.
     pub collector: Option<CollectorReport>,
     /// Packets by what became of them.
     pub counters: Vec<CounterReport>,
+}
+
+/// Whether the maps say what they should.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VerifyReport {
+    /// How many entries were looked at.
+    pub entries: u64,
+    /// Changes that the services ask for and that are not in force; the status says why.
+    pub unapplied: usize,
+    /// Where the maps did not say what they should.
+    pub drift: Vec<DriftReport>,
+    /// Whether all of that was put right.
+    pub repaired: bool,
+}
+
+/// A place where a map did not say what it should.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriftReport {
+    /// The map.
+    pub map: String,
+    /// The entry.
+    pub entry: String,
+    /// What it should have said.
+    pub expected: String,
+    /// What it said.
+    pub found: String,
+}
+
+/// What the agent's own looks at the maps have found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditReport {
+    /// How many times everything was looked at.
+    pub audits: u64,
+    /// How many entries had to be put right.
+    pub repaired: u64,
 }
 
 /// One interface.

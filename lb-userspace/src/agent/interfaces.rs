@@ -95,7 +95,9 @@ impl Agent {
         }
         if is_last {
             // Whatever a former agent was attached to has found its use by now, or has none.
-            kernel.release_others();
+            if let Err(error) = kernel.release_others() {
+                error!(error = describe(&error), "what a former agent left is not all removed");
+            }
         }
         self.note_qdiscs();
     }

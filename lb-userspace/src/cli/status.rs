@@ -47,10 +47,15 @@ fn head(status: &StatusReport) -> String {
     let error = status.services_error.as_ref().map_or(String::new(), |error| {
         format!("services error: the file as it is now is not in force\n  {}\n", error.replace('\n', "\n  "))
     });
+    let unpinned = status.unpinned.as_ref().map_or(String::new(), |why| format!("not everything is pinned: {why}\n"));
+    let audit = match status.audit.repaired {
+        0 => String::new(),
+        entries => format!("{entries} entries of maps that somebody else had changed were put right (see the log)\n"),
+    };
     format!(
         "wharf {version}, process {pid}, running for {running}\n\
          services: {file}, applied {applied} ago\n\
-         {error}"
+         {error}{unpinned}{audit}"
     )
 }
 

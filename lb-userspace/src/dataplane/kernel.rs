@@ -132,6 +132,8 @@ pub struct Kernel {
     object: Ebpf,
     _stages: Vec<ProgramArray<MapData>>,
     pinned: Option<Pinned>,
+    /// Whether nothing of a former agent is in use any more.
+    is_settled: bool,
 }
 
 /// What outlives the agent.
@@ -202,27 +204,34 @@ impl Kernel {
             object,
             _stages: stages,
             pinned,
+            is_settled: false,
         };
         kernel.known_addresses = kernel.read_addresses()?;
         kernel.begin_epoch();
         Ok(kernel)
     }
 
-    /// Puts our programs in the place of a former agent's, wherever those are attached: from now on packets meet ours. Links of
+    /// Puts our programs in the place of a former agent's, wherever links hold those: from now on packets meet ours. Links of
     /// interfaces that are gone go, too.
     pub fn take_over(&mut self) -> Result<(), DataplaneError> {
+        match &self.pinned {
+            Some(Pinned { pins, .. }) => self.attachments.take_over(&mut self.object, pins),
+            None => Ok(()),
+        }
+    }
+
+    /// Once everything is attached: detaches from where only a former agent was attached, and removes its programs.
+    pub fn release_others(&mut self) -> Result<(), DataplaneError> {
+        if std::mem::replace(&mut self.is_settled, true) {
+            return Ok(());
+        }
+        self.attachments.release_others();
         if let Some(Pinned { pins, programs }) = &self.pinned {
-            self.attachments.take_over(&mut self.object, pins)?;
             // Whoever was in the middle of a former program still calls the rest of it.
             grace::wait().map_err(DataplaneError::Grace)?;
             pins.remove_other_programs(programs);
         }
         Ok(())
-    }
-
-    /// Detaches from where a former agent was attached, and this one is not.
-    pub fn release_others(&mut self) {
-        self.attachments.release_others();
     }
 
     /// Why not everything is pinned that is to outlive the agent.
@@ -456,6 +465,11 @@ impl Dataplane for Kernel {
     fn remove_source(&mut self, service: u32, range: &IpNet) -> Result<(), DataplaneError> {
         let removed = self.sources.remove(&source_key(service, range));
         removed.map_err(|source| DataplaneError::SourceRange { range: *range, source })
+    }
+
+    fn is_looked_for(&self, address: IpAddr) -> bool {
+        let (word, bit) = abi::address_bit(net::words(address));
+        self.address_bits.get(word) & bit != 0
     }
 
     fn frontends(&self) -> Result<BTreeMap<Frontend, abi::Frontend>, DataplaneError> {

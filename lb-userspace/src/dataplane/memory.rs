@@ -90,6 +90,10 @@ impl Dataplane for Memory {
         Ok(())
     }
 
+    fn is_looked_for(&self, _address: IpAddr) -> bool {
+        true
+    }
+
     fn frontends(&self) -> Result<BTreeMap<Frontend, abi::Frontend>, DataplaneError> {
         Ok(self.frontends.clone())
     }

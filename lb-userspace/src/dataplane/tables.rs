@@ -8,6 +8,7 @@
 //! packet; and once more when its id is freed, as a packet that was in flight may have opened a flow in between. A
 //! change of weight, conditions or policy raises nothing.
 
+mod audit;
 mod former;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use lb_common::{
 };
 use range_alloc::RangeAllocator;
 
+pub use self::audit::Drift;
 use self::former::{Former, identity};
 use super::{
     Dataplane, DataplaneError, Sizes,
@@ -137,6 +139,18 @@ impl<D: Dataplane> Tables<D> {
         self.publish(&ops, prepared)?;
         self.applied = Arc::clone(wanted);
         Ok(ops.len())
+    }
+
+    /// Whether there is room for what is wanted beside what is there. Nothing is changed.
+    pub fn fits(&mut self, wanted: &Decided) -> bool {
+        let applied = Arc::clone(&self.applied);
+        let ops = plan(wanted, &applied);
+        let names = ops.iter().filter_map(|op| match op {
+            Op::SetService { name, .. } => Some(*name),
+            _ => None,
+        });
+        let prepared = self.prepare(wanted, &ops);
+        prepared.map(|prepared| names.zip(prepared).for_each(|(name, entry)| self.give_back(name, entry))).is_ok()
     }
 
     /// Waits until no packet in flight can hold what was unpublished, and makes it free. Does nothing where nothing rests.
@@ -555,8 +569,12 @@ fn word(range: &Range<u32>) -> u64 {
 
 /// The last word of a service's entry: affinity and algorithm.
 fn settings(serving: &Serving) -> u64 {
-    let [a, b, c, d] = serving.affinity.to_ne_bytes();
-    u64::from_ne_bytes([a, b, c, d, serving.algorithm as u8, 0, 0, 0])
+    settings_word(serving.affinity, serving.algorithm as u8)
+}
+
+fn settings_word(affinity: u32, algorithm: u8) -> u64 {
+    let [a, b, c, d] = affinity.to_ne_bytes();
+    u64::from_ne_bytes([a, b, c, d, algorithm, 0, 0, 0])
 }
 
 /// What was decided of a backend, as its entry says it.

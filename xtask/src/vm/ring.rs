@@ -10,7 +10,7 @@ use crate::place::workspace;
 /// Programs of tests, and which of their tests; all of them if none is named. In a guest a verifier takes ten seconds instead of one
 /// for the programs, and almost every test loads them anew. So where there are many tests, these are the ones in which kernels may
 /// differ: where programs sit and what is left of them, least recently used entries, sockets, neighbours, routes.
-const RING: [(&str, &[&str]); 6] = [
+const RING: [(&str, &[&str]); 7] = [
     ("packets", &[]),
     ("hostile", &[]),
     (
@@ -39,8 +39,15 @@ const RING: [(&str, &[&str]); 6] = [
             "a_removed_backend_gets_no_new_connections_and_the_others_keep_theirs",
             "connections_follow_a_route",
             "round_robin_takes_turns",
-            "sigterm_leaves_nothing_behind",
             "unknown_neighbours_are_found",
+        ],
+    ),
+    (
+        "lifecycle",
+        &[
+            "an_agent_takes_over_in_another_mode",
+            "traffic_goes_on_without_the_agent",
+            "with_keep_off_or_cleaned_up_nothing_is_left",
         ],
     ),
     ("nodes", &["tcp_connections_stay_where_they_are_when_endpoints_change"]),

@@ -62,8 +62,6 @@ pub(super) struct Attachments {
     pub(super) pods: BTreeMap<u32, Attachment>,
     /// What a former agent attached and has our programs by now, but for what was found a use for.
     former: BTreeMap<Place, Hold>,
-    /// Whether it is gone that was not.
-    has_released: bool,
     /// Whether the kernel has tcx, once that was tried.
     has_tcx: Option<bool>,
     /// Interfaces that got their clsact qdisc from us.
@@ -106,11 +104,12 @@ impl Attachments {
             let Ok(place) = name.parse() else { continue };
             match Hold::take_over(place, object, pins) {
                 Ok(hold) => drop(self.former.insert(place, hold)),
-                Err(error) => {
-                    // Most often the interface is gone.
-                    debug!(%error, "cannot take over {name}");
+                Err(error) if pins.is_dead(&name) => {
+                    debug!(%error, "the interface of {name} is gone");
                     pins.remove_link(&name)?;
                 }
+                // It goes on with the former program, which is better than none.
+                Err(error) => return Err(error),
             }
         }
         Ok(())
@@ -118,17 +117,15 @@ impl Attachments {
 
     /// Detaches from where only a former agent was attached.
     pub(super) fn release_others(&mut self) {
-        if std::mem::replace(&mut self.has_released, true) {
-            return;
-        }
         for (place, hold) in std::mem::take(&mut self.former) {
             info!("detached from interface {} ({}), which is not named any more", place.interface, place.hook.name());
             hold.release();
         }
         if self.has_tcx == Some(false) {
-            let ours =
-                |index| self.uplinks.values().any(|uplink| uplink.index == index) || self.pods.contains_key(&index);
-            remove_filters_but(ours);
+            // Filters are nowhere written down: all of ours go that no attachment has.
+            let attachments = || self.uplinks.values().chain(self.pods.values());
+            let holds = || attachments().flat_map(|attachment| &attachment.holds);
+            remove_filters_but(|interface, side| holds().any(|hold| hold.is_filter_at(interface, side)));
         }
     }
 
@@ -146,6 +143,10 @@ impl Attachments {
         }
         let index = index_of(name)?;
         let (egress, tc) = self.tc(object, pins, name, index, Hook::TcEgress)?;
+        // An interface takes XDP in one mode only: between a former agent's and ours, tc sees to what comes in. What the host's
+        // own stack met meanwhile it would answer with a RST.
+        let changes_mode = self.former.contains_key(&Place::xdp(mode != XdpMode::Generic, index));
+        let cover = changes_mode.then(|| self.tc(object, pins, name, index, Hook::TcIngress)).transpose()?;
         let (xdp, link, why) = match mode {
             XdpMode::Off => (XdpMode::Off, None, None),
             XdpMode::Generic => (XdpMode::Generic, Some(self.xdp(object, name, index, AyaMode::Skb)?), None),
@@ -155,9 +156,15 @@ impl Attachments {
                 Err(error) => (XdpMode::Off, None, Some(error)),
             },
         };
-        let ingress = match xdp {
-            XdpMode::Off => Some(self.tc(object, pins, name, index, Hook::TcIngress)?.0),
-            _ => None,
+        let ingress = match (xdp, cover) {
+            (XdpMode::Off, Some((cover, _))) => Some(cover),
+            (XdpMode::Off, None) => Some(self.tc(object, pins, name, index, Hook::TcIngress)?.0),
+            (_, cover) => {
+                if let Some((cover, _)) = cover {
+                    cover.release();
+                }
+                None
+            }
         };
         let holds = self.pinned(pins, link.into_iter().chain(ingress).chain([egress]))?;
         let attachment = Attachment { index, xdp, tc, why, holds };
@@ -228,12 +235,10 @@ impl Attachments {
     /// Puts the XDP program on an interface.
     fn xdp(&mut self, object: &mut Ebpf, interface: &str, index: u32, mode: AyaMode) -> Result<Hold, DataplaneError> {
         let is_generic = mode == AyaMode::Skb;
-        let place = |is_generic| Place { hook: Hook::Xdp, is_generic, interface: index };
-        if let Some(hold) = self.former.remove(&place(is_generic)) {
+        if let Some(hold) = self.former.remove(&Place::xdp(is_generic, index)) {
             return Ok(hold);
         }
-        // An interface takes XDP in one mode only.
-        if let Some(other) = self.former.remove(&place(!is_generic)) {
+        if let Some(other) = self.former.remove(&Place::xdp(!is_generic, index)) {
             other.release();
         }
         let name = if is_generic { "generic XDP" } else { "native XDP" };
@@ -243,7 +248,7 @@ impl Attachments {
         let link = program.take_link(id).map_err(failed)?;
         // aya falls back to netlink on old kernels; such a link would outlive the agent's death.
         let link = FdLink::try_from(link).map_err(|_| DataplaneError::NoLink { interface: interface.to_owned() })?;
-        Ok(Hold::link(place(is_generic), link))
+        Ok(Hold::link(Place::xdp(is_generic, index), link))
     }
 
     /// Puts a tc program on one side of an interface, before those of others.
@@ -260,7 +265,7 @@ impl Attachments {
             self.has_tcx = Some(true);
             return Ok((hold, TcMode::Tcx));
         }
-        let side = if hook == Hook::TcEgress { TcAttachType::Egress } else { TcAttachType::Ingress };
+        let side = place.side();
         let program: &mut SchedClassifier = program(object, hook.program())?;
         let name = if side == TcAttachType::Egress { "tc egress" } else { "tc ingress" };
         let failed = |error| refused(interface, name, error);
@@ -321,24 +326,21 @@ fn filter(
 
 /// Removes all of our filters from this network namespace: nothing else outlives an agent without being pinned.
 pub fn remove_filters() {
-    remove_filters_but(|_| false);
+    remove_filters_but(|_, _| false);
 }
 
-/// Removes our filters from all interfaces but those, by number, where they are to stay.
-fn remove_filters_but(stay: impl Fn(u32) -> bool) {
+/// Removes our filters from all sides of interfaces, by number, but those where they are to stay.
+fn remove_filters_but(stay: impl Fn(u32, TcAttachType) -> bool) {
     for interface in nix::net::if_::if_nameindex().iter().flat_map(|interfaces| interfaces.iter()) {
         let Ok(name) = interface.name().to_str() else { continue };
-        if stay(interface.index()) {
-            continue;
-        }
-        for (side, hook) in [TcAttachType::Ingress, TcAttachType::Egress]
-            .into_iter()
-            .flat_map(|side| Hook::ALL.map(|hook| (side, hook)))
-        {
-            match tc::qdisc_detach_program(name, side, hook.program()) {
-                Ok(()) => info!("removed the filter {} from {name}", hook.program()),
-                Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => debug!(%error, "cannot list the filters of {name}"),
+        let sides = [TcAttachType::Ingress, TcAttachType::Egress];
+        for side in sides.into_iter().filter(|&side| !stay(interface.index(), side)) {
+            for hook in Hook::ALL {
+                match tc::qdisc_detach_program(name, side, hook.program()) {
+                    Ok(()) => info!("removed the filter {} from {name}", hook.program()),
+                    Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => debug!(%error, "cannot list the filters of {name}"),
+                }
             }
         }
     }

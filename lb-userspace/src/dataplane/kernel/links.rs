@@ -11,7 +11,7 @@ use aya::{
     programs::{
         ProgramError, SchedClassifier, Xdp,
         links::{FdLink, LinkError, PinnedLink},
-        tc::SchedClassifierLink,
+        tc::{SchedClassifierLink, TcAttachType},
         xdp::XdpLink,
     },
 };
@@ -49,9 +49,19 @@ enum Kind {
 }
 
 impl Place {
+    /// Where the XDP program is: behind the driver, or in it.
+    pub(super) fn xdp(is_generic: bool, interface: u32) -> Self {
+        Self { hook: Hook::Xdp, is_generic, interface }
+    }
+
     /// Where the programs of a tc hook are.
     pub(super) fn tc(hook: Hook, interface: u32) -> Self {
         Self { hook, is_generic: false, interface }
+    }
+
+    /// The side of the interface on which a tc hook is.
+    pub(super) fn side(self) -> TcAttachType {
+        if self.hook == Hook::TcEgress { TcAttachType::Egress } else { TcAttachType::Ingress }
     }
 }
 
@@ -64,6 +74,11 @@ impl Hold {
     /// A filter, which stays when the agent ends or goes with it.
     pub(super) fn filter(place: Place, link: SchedClassifierLink, stays: bool) -> Self {
         Self { place, kind: Kind::Filter { link: Some(link), stays } }
+    }
+
+    /// Whether it is a filter on this side of an interface.
+    pub(super) fn is_filter_at(&self, interface: u32, side: TcAttachType) -> bool {
+        matches!(self.kind, Kind::Filter { .. }) && self.place.interface == interface && self.place.side() == side
     }
 
     /// The link of a former agent, with our program in place of that one's: no packet is without one. An error if there is no

@@ -87,14 +87,23 @@ impl Pins {
     pub fn take(bpffs: &Path) -> Result<Self, PinsError> {
         let root = place(bpffs)?;
         let namespace = namespace()?;
-        let layout = |version: u32| root.join(format!("v{version}")).join(&namespace);
-        let directory = layout(LAYOUT);
-        for directory in ["maps", "programs", "links"].map(|it| directory.join(it)) {
-            fs::create_dir_all(&directory).map_err(refused("make", &directory))?;
+        let directory = root.join(format!("v{LAYOUT}")).join(&namespace);
+        loop {
+            for directory in ["maps", "programs", "links"].map(|it| directory.join(it)) {
+                fs::create_dir_all(&directory).map_err(refused("make", &directory))?;
+            }
+            let turn = match lock(&directory) {
+                Err(PinsError::Refused { source, .. }) if source.kind() == ErrorKind::NotFound => continue,
+                turn => turn?,
+            };
+            // Until it was locked, another agent could take it for what is left of a namespace that is gone.
+            if directory.join("links").exists() {
+                let pins = Self { directory, _turn: turn };
+                pins.check_writable()?;
+                sweep(&root, &namespace);
+                return Ok(pins);
+            }
         }
-        let turn = lock(&directory)?;
-        sweep(&root, &namespace);
-        Ok(Self { directory, _turn: turn })
     }
 
     /// The directory that holds all of them.
@@ -120,6 +129,11 @@ impl Pins {
     /// The links that are pinned, by name.
     pub fn links(&self) -> Vec<String> {
         entries(&self.directory.join("links")).collect()
+    }
+
+    /// Whether the interface of a link is gone.
+    pub(super) fn is_dead(&self, name: &str) -> bool {
+        is_dead(&self.link(name))
     }
 
     /// Removes a link that is of no use.
@@ -205,9 +219,8 @@ fn sweep(root: &Path, ours: &str) {
         let others = entries(&version).filter(|name| name.starts_with(NAMESPACE) && name != ours);
         for directory in others.map(|name| version.join(name)) {
             let links = directory.join("links");
-            let is_dead = |name: String| sys::link_interface(&links.join(name)).is_ok_and(|interface| interface == 0);
             let Ok(_turn) = lock(&directory) else { continue };
-            if entries(&links).all(is_dead) {
+            if entries(&links).all(|name| is_dead(&links.join(name))) {
                 match remove(&directory) {
                     Ok(()) => {
                         info!("removed what was left of a network namespace that is gone: {}", directory.display());
@@ -217,6 +230,11 @@ fn sweep(root: &Path, ours: &str) {
             }
         }
     }
+}
+
+/// Whether a link is of an interface that is gone.
+fn is_dead(link: &Path) -> bool {
+    sys::link_interface(link).is_ok_and(|interface| interface == 0)
 }
 
 fn refused(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinsError {

@@ -425,6 +425,10 @@ impl Dataplane for Refusing {
         self.take()?.remove_source(service, range)
     }
 
+    fn is_looked_for(&self, address: IpAddr) -> bool {
+        self.memory.is_looked_for(address)
+    }
+
     fn frontends(&self) -> Result<BTreeMap<Frontend, abi::Frontend>, DataplaneError> {
         self.memory.frontends()
     }
@@ -465,12 +469,59 @@ fn an_agent_that_starts_again_finds_everything_as_it_was() {
     assert!(third.usage().iter().all(|usage| usage.used == 0), "{:?}", third.usage());
 }
 
+/// What somebody does to the maps who should not.
+type Spoil<'a> = &'a dyn Fn(&mut Memory);
+
+#[test]
+fn drift_is_found_and_repaired() {
+    let state = plain(&[(1, Algorithm::Random, &[(1, 1), (2, 1)]), (2, Algorithm::Maglev, &[(HERE, 1)])]);
+    let frontend = |text: &str| Frontend { address: text.parse().unwrap(), protocol: Protocol::Tcp };
+    let backend = |memory: &Memory, change: &dyn Fn(Backend) -> Backend| {
+        memory.backends().set(0, change(memory.backends().get(0)));
+    };
+    let spoil: [(&str, Spoil<'_>); 12] = [
+        ("TABLE 1: 1, not 7", &|memory| memory.table().set(1, Slot::new(7))),
+        ("SERVICE 0", &|memory| memory.services().publish(0, offset_of!(abi::Service, cluster), 0)),
+        ("SERVICE 1", &|memory| memory.services().publish(1, offset_of!(abi::Service, affinity), 3)),
+        ("SERVICE 5", &|memory| memory.services().publish(5, offset_of!(abi::Service, name), 4711)),
+        ("BACKENDS 0", &|memory| backend(memory, &|it| Backend { address: [1, 2], ..it })),
+        ("BACKENDS 0", &|memory| backend(memory, &|it| Backend { port: Port::from_host(9), ..it })),
+        ("BACKENDS 0", &|memory| backend(memory, &|it| Backend { flags: 0, weight: 0, ..it })),
+        ("SERVICES4/6 TCP 10.0.0.1:80", &|memory| {
+            memory.frontends.remove(&frontend("10.0.0.1:80"));
+        }),
+        ("SERVICES4/6 TCP 10.0.0.9:80", &|memory| {
+            memory.frontends.insert(frontend("10.0.0.9:80"), abi::Frontend { service: 1, flags: 0 });
+        }),
+        ("SERVICES4/6 TCP 10.0.0.2:80", &|memory| {
+            memory.frontends.insert(frontend("10.0.0.2:80"), abi::Frontend { service: 0, flags: 0 });
+        }),
+        ("VIPS4/6 10.0.0.1: flags 0x1, not not there", &|memory| memory.vips.clear()),
+        ("SOURCES 10.0.0.0/8 to service 1", &|memory| {
+            memory.sources.insert((1, "10.0.0.0/8".parse().unwrap()));
+        }),
+    ];
+    let mut tables = tables();
+    tables.apply(&state).unwrap();
+    let before = seen(tables.dataplane());
+    for (expected, spoil) in spoil {
+        spoil(&mut tables.dataplane);
+        let text = |drift: &Drift| format!("{} {}: {}, not {}", drift.map, drift.entry, drift.expected, drift.found);
+        let found = tables.audit(false).unwrap();
+        assert!(found.first().is_some_and(|first| text(first).starts_with(expected)), "{expected}: {found:?}");
+        assert_eq!(tables.audit(true).unwrap(), found, "looking changes nothing");
+        assert_eq!(tables.audit(false).unwrap(), [], "{expected}");
+        assert_eq!(seen(tables.dataplane()), before);
+        check(&tables, &state);
+    }
+}
+
 #[test]
 fn what_made_no_sense_in_the_tables_is_set_anew() {
     let state = plain(&[(1, Algorithm::Random, &[(1, 1), (2, 1)]), (2, Algorithm::Random, &[(1, 1), (2, 1)])]);
     let word = |base, length| TableRange { base, length }.to_word();
     let (frontend, nowhere) = (Frontend { address: "10.0.0.9:80".parse().unwrap(), protocol: Protocol::Udp }, 7);
-    let spoil: [&dyn Fn(&mut Memory); 6] = [
+    let spoil: [Spoil<'_>; 6] = [
         &|memory| memory.table().set(0, Slot::new(11)),
         &|memory| memory.services().publish(0, offset_of!(abi::Service, cluster), word(1100, 200)),
         &|memory| memory.services().publish(0, offset_of!(abi::Service, cluster), word(1, 2)),
@@ -483,6 +534,7 @@ fn what_made_no_sense_in_the_tables_is_set_anew() {
     for spoil in spoil {
         let mut tables = tables();
         tables.apply(&state).unwrap();
+        assert_eq!(tables.audit(false).unwrap(), []);
         spoil(&mut tables.dataplane);
         let mut again = Tables::open(tables.dataplane, SIZES).unwrap();
         again.apply(&state).unwrap();

@@ -1,0 +1,231 @@
+//! Whether the maps say what they were made to say: somebody else may have written to them.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    mem::{offset_of, size_of},
+};
+
+use lb_common::{
+    abi::{self, Backend, Service, Slot},
+    net,
+};
+
+use super::{Entry, Tables, flags, former::address, identity, settings, settings_word, slots, store, word};
+use crate::{
+    dataplane::{Dataplane, DataplaneError},
+    model::ServiceName,
+};
+
+/// Where the words of a service's entry are that the agent writes.
+const WORDS: [usize; 4] = [
+    offset_of!(Service, cluster),
+    offset_of!(Service, local),
+    offset_of!(Service, name),
+    offset_of!(Service, affinity),
+];
+
+/// A place where a map does not say what it was made to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drift {
+    /// The map, or the two of both families.
+    pub map: &'static str,
+    /// Which entry.
+    pub entry: String,
+    /// What it was made to say.
+    pub expected: String,
+    /// What it says.
+    pub found: String,
+}
+
+impl Drift {
+    fn new(map: &'static str, entry: impl fmt::Display, expected: impl fmt::Display, found: impl fmt::Display) -> Self {
+        Self { map, entry: entry.to_string(), expected: expected.to_string(), found: found.to_string() }
+    }
+}
+
+impl<D: Dataplane> Tables<D> {
+    /// Looks for drift in everything that the agent writes, and puts it right if that is asked for. What only the programs write
+    /// can't be told from what it should be.
+    ///
+    /// # Errors
+    ///
+    /// If a map can't be read, or repaired.
+    pub fn audit(&mut self, repair: bool) -> Result<Vec<Drift>, DataplaneError> {
+        if self.former.is_some() {
+            // It is not known yet what there is to be.
+            return Ok(Vec::new());
+        }
+        let mut drift = self.audit_services(repair);
+        drift.extend(self.audit_backends(repair));
+        drift.extend(self.audit_slots(repair));
+        drift.extend(self.audit_frontends(repair)?);
+        drift.extend(self.audit_vips(repair)?);
+        drift.extend(self.audit_sources(repair)?);
+        Ok(drift)
+    }
+
+    /// How many entries an audit looks at.
+    pub fn audited(&self) -> u64 {
+        let applied = &self.applied;
+        let in_hashes = applied.frontends.len() + applied.vips.len() + applied.sources.len();
+        in_hashes as u64 + self.service_ids.used() + self.backend_ids.used() + self.used_slots
+    }
+
+    fn audit_services(&self, repair: bool) -> Vec<Drift> {
+        let words = |name: &ServiceName, entry: &Entry| {
+            [word(&entry.cluster), word(&entry.local), identity(name).get(), settings(&entry.serving)]
+        };
+        let expected: BTreeMap<_, _> =
+            self.entries.iter().map(|(name, entry)| (entry.id, words(name, entry))).collect();
+        let services = self.dataplane.services();
+        let mut drift = Vec::new();
+        for id in 0..services.length() {
+            let Service { cluster, local, name, affinity, algorithm, .. } = services.get(id);
+            let found = [cluster, local, name, settings_word(affinity, algorithm)];
+            // Of an id that nobody has only that matters: an agent that starts again goes by it.
+            let wanted = expected.get(&id).copied().unwrap_or([cluster, local, 0, settings_word(affinity, algorithm)]);
+            if found != wanted {
+                drift.push(Drift::new("SERVICE", id, format_args!("{wanted:x?}"), format_args!("{found:x?}")));
+                for (offset, word) in WORDS.into_iter().zip(wanted).filter(|_| repair) {
+                    services.publish(id, offset, word);
+                }
+            }
+        }
+        drift
+    }
+
+    fn audit_backends(&self, repair: bool) -> Vec<Drift> {
+        let members = self.entries.values().flat_map(|entry| {
+            entry.members().map(|(address, member)| (member.id, (entry.id, address, member.backend)))
+        });
+        let expected: BTreeMap<_, _> = members.collect();
+        let backends = self.dataplane.backends();
+        let mut drift = Vec::new();
+        for id in 0..backends.length() {
+            let found = backends.get(id);
+            let wanted = match expected.get(&id) {
+                Some(&(service, address, backend)) => Backend {
+                    address: net::words(address.ip()),
+                    port: net::Port::from_host(address.port()),
+                    flags: flags(address, backend),
+                    weight: backend.weight.get(),
+                    service,
+                    ..found
+                },
+                None => Backend { flags: found.flags & !Backend::TAKEN, ..found },
+            };
+            if found != wanted {
+                drift.push(Drift::new("BACKENDS", id, described(&wanted), described(&found)));
+                if repair {
+                    let [first, second] = wanted.address;
+                    backends.publish(id, offset_of!(Backend, address), first);
+                    backends.publish(id, offset_of!(Backend, address) + size_of::<u64>(), second);
+                    store(&self.dataplane, id, wanted);
+                }
+            }
+        }
+        drift
+    }
+
+    fn audit_slots(&self, repair: bool) -> Vec<Drift> {
+        let mut drift = Vec::new();
+        for entry in self.entries.values() {
+            let ids = || entry.ids.iter().copied();
+            let cluster = slots(&entry.serving, ids(), |backend| backend.in_cluster);
+            let local = slots(&entry.serving, ids(), |backend| backend.in_local);
+            let places = entry.cluster.clone().chain(entry.local.clone());
+            for (index, id) in places.zip(cluster.into_iter().chain(local)) {
+                let found = self.dataplane.table().get(index).backend;
+                if found != id {
+                    drift.push(Drift::new("TABLE", index, id, found));
+                    if repair {
+                        self.dataplane.table().set(index, Slot::new(id));
+                    }
+                }
+            }
+        }
+        drift
+    }
+
+    fn audit_frontends(&mut self, repair: bool) -> Result<Vec<Drift>, DataplaneError> {
+        let expected: BTreeMap<_, _> = self
+            .applied
+            .frontends
+            .iter()
+            .filter_map(|(&frontend, route)| {
+                let service = self.entries.get(&route.service)?.id;
+                Some((frontend, abi::Frontend { service, flags: route.flags }))
+            })
+            .collect();
+        let mut found = self.dataplane.frontends()?;
+        // One whose address the programs don't look for is as good as not there.
+        found.retain(|frontend, _| self.dataplane.is_looked_for(frontend.address.ip()));
+        let differences = differences(&expected, &found);
+        for (frontend, value, _) in differences.iter().filter(|_| repair) {
+            match value {
+                Some(value) => self.dataplane.set_frontend(frontend, *value)?,
+                None => self.dataplane.remove_frontend(frontend)?,
+            }
+        }
+        let text = |value: &abi::Frontend| format!("service {}, flags {:#x}", value.service, value.flags);
+        Ok(differences.iter().map(|it| drift_of("SERVICES4/6", it, text)).collect())
+    }
+
+    fn audit_vips(&mut self, repair: bool) -> Result<Vec<Drift>, DataplaneError> {
+        let mut found = self.dataplane.vips()?;
+        found.retain(|&address, _| self.dataplane.is_looked_for(address));
+        let differences = differences(&self.applied.vips, &found);
+        for (address, flags, _) in differences.iter().filter(|_| repair) {
+            match flags {
+                Some(flags) => self.dataplane.set_vip(*address, *flags)?,
+                None => self.dataplane.remove_vip(*address)?,
+            }
+        }
+        Ok(differences.iter().map(|it| drift_of("VIPS4/6", it, |flags| format!("flags {flags:#x}"))).collect())
+    }
+
+    fn audit_sources(&mut self, repair: bool) -> Result<Vec<Drift>, DataplaneError> {
+        let id = |name| self.entries.get(name).map(|entry| entry.id);
+        let expected = self.applied.sources.iter().filter_map(|(name, range)| Some((id(name)?, *range)));
+        let (expected, found) = (expected.collect(), self.dataplane.sources()?);
+        let mut drift = Vec::new();
+        for (service, range) in found.symmetric_difference(&expected) {
+            let (is_wanted, entry) = (expected.contains(&(*service, *range)), format!("{range} to service {service}"));
+            let said = |is_there| if is_there { "there" } else { "not there" };
+            drift.push(Drift::new("SOURCES", entry, said(is_wanted), said(!is_wanted)));
+            match is_wanted {
+                _ if !repair => {}
+                true => self.dataplane.add_source(*service, range)?,
+                false => self.dataplane.remove_source(*service, range)?,
+            }
+        }
+        Ok(drift)
+    }
+}
+
+/// A key with what it should lead to and what it leads to.
+type Difference<K, V> = (K, Option<V>, Option<V>);
+
+fn differences<K: Ord + Copy, V: PartialEq + Copy>(
+    expected: &BTreeMap<K, V>,
+    found: &BTreeMap<K, V>,
+) -> Vec<Difference<K, V>> {
+    let keys: std::collections::BTreeSet<_> = expected.keys().chain(found.keys()).copied().collect();
+    let both = keys.into_iter().map(|key| (key, expected.get(&key).copied(), found.get(&key).copied()));
+    both.filter(|(_, expected, found)| expected != found).collect()
+}
+
+fn drift_of<K: fmt::Display, V>(
+    map: &'static str,
+    (key, expected, found): &Difference<K, V>,
+    text: impl Fn(&V) -> String,
+) -> Drift {
+    let text = |value: &Option<V>| value.as_ref().map_or_else(|| "not there".to_owned(), &text);
+    Drift::new(map, key, text(expected), text(found))
+}
+
+fn described(backend: &Backend) -> String {
+    let Backend { flags, weight, service, .. } = backend;
+    format!("{} of service {service}, weight {weight}, flags {flags:#x}", address(backend))
+}

@@ -293,7 +293,7 @@ impl Agent {
     /// they say stays as it is until the source makes sense.
     async fn start(options: Options, pins: Pins, first: Update) -> Result<Self, AgentError> {
         let begin = Instant::now();
-        let roles = Roles { uplinks: canonical(&options.roles.uplinks)?, ..options.roles };
+        let roles = Roles { uplinks: canonical(&options.roles.uplinks, !pins.are_new())?, ..options.roles };
         let options = Options { roles, ..options };
         let network = Network::follow(options.roles.clone()).await?;
         network.check_uplinks()?;
@@ -301,6 +301,7 @@ impl Agent {
             Err(error) if !pins.are_new() => (None, Some(error)),
             loaded => (Some(loaded?), None),
         };
+        let has_former = !pins.are_new();
         let sizes = options.sizes.settle(kernel::pinned_sizes(&pins)?);
         let mut kernel = Kernel::load_pinned(&sizes, &options.settings, pins)?;
         let addresses = network.addresses(kernel.addresses(), |address| {
@@ -344,7 +345,7 @@ impl Agent {
         }
         let changes = first.as_ref().map_or(Ok(0), |first| agent.enforce(&first.desired))?;
         first.iter().flat_map(|first| &first.warnings).for_each(|warning| warn!("{warning}"));
-        agent.attach()?;
+        agent.attach(has_former)?;
         agent.choose_addresses();
         agent.reclaim();
         if addresses.values().all(|known| known.v4.is_none() && known.v6.is_none()) {
@@ -656,12 +657,13 @@ impl Agent {
     }
 }
 
-/// The names by which the kernel tells of interfaces, each once: they may have been given by other names of theirs.
-fn canonical(interfaces: &[String]) -> Result<Vec<String>, DataplaneError> {
+/// The names by which the kernel tells of interfaces, each once: they may have been given by other names of theirs. One that
+/// is not there is an error, unless it may be missing.
+fn canonical(interfaces: &[String], may_be_missing: bool) -> Result<Vec<String>, DataplaneError> {
     let mut names = Vec::new();
     for interface in interfaces {
         let index = nix::net::if_::if_nametoindex(interface.as_str()).ok();
-        let name = index.and_then(name_of);
+        let name = index.and_then(name_of).or_else(|| may_be_missing.then(|| interface.clone()));
         let name = name.ok_or_else(|| DataplaneError::NoInterface { interface: interface.clone() })?;
         if !names.contains(&name) {
             names.push(name);

@@ -348,6 +348,18 @@ fn what_can_not_be_pinned_is_said_and_pinned_later() {
 }
 
 #[test]
+fn tables_of_another_layout_are_left_alone_and_named() {
+    let (lab, bpffs) = (lab(), Bpffs::mount());
+    let other = bpffs.0.path().join(format!("wharf/v999/netns-{}", lab.lb().namespace().cookie()));
+    fs::create_dir_all(&other).unwrap();
+    let mut agent = Agent::launch(&lab, "services: []", &[&bpffs.argument()]);
+    assert_eq!(agent.wait().code(), Some(1));
+    let log = agent.log();
+    assert!(log.contains("another layout than v1") && log.contains(other.to_str().unwrap()), "{log}");
+    assert!(other.exists());
+}
+
+#[test]
 fn a_place_that_is_no_bpf_file_system_is_named() {
     let (lab, directory) = (lab(), tempfile::tempdir().unwrap());
     let bpffs = format!("--bpffs={}", directory.path().display());
@@ -373,6 +385,25 @@ fn an_interface_that_went_while_no_agent_ran_is_attached_to_when_it_is_back() {
     for vip in vips() {
         assert!(lab.client().get_many(vip, 3, 1).errors.is_empty());
     }
+}
+
+#[test]
+fn an_uplink_that_is_missing_at_a_restart_is_attached_to_when_it_comes() {
+    let lab = lab();
+    let _servers = lab.serve(8080);
+    let mut agent = Agent::start(&lab, &web([lab.backend(1)]), &[]);
+    agent.signal(Signal::SIGKILL);
+    agent.wait();
+    lab.lb().namespace().ip("link set eth-b3 down\nlink set eth-b3 name away");
+    let another = agent.launch_another(&lab, &[]).ready();
+    assert!(another.log().contains("interface eth-b3 is gone"), "{}", another.log());
+    for vip in vips() {
+        assert!(lab.client().get_many(vip, 3, 1).errors.is_empty());
+    }
+    lab.lb().namespace().ip("link set away name eth-b3\nlink set eth-b3 up");
+    eventually("it is attached to", || {
+        another.status()["interfaces"].as_array().unwrap().iter().all(|it| it["xdp"] == "native")
+    });
 }
 
 // Others.

@@ -21,12 +21,16 @@ const PODS_AT_ONCE: usize = 4;
 const ATTACH_PAUSE: Duration = Duration::from_millis(1);
 
 impl Agent {
-    /// Attaches to all that is there. Every uplink has to be.
-    pub(super) fn attach(&mut self) -> Result<(), DataplaneError> {
+    /// Attaches to all that is there. Every uplink has to be, unless traffic goes on already by those that a former agent
+    /// attached to.
+    pub(super) fn attach(&mut self, has_former: bool) -> Result<(), DataplaneError> {
         self.tables.dataplane_mut().take_over()?;
         for interface in self.options.roles.uplinks.clone() {
-            let attachment = self.tables.dataplane_mut().attach_uplink(&interface, self.options.xdp)?;
-            say(&interface, attachment);
+            match self.tables.dataplane_mut().attach_uplink(&interface, self.options.xdp) {
+                Ok(attachment) => say(&interface, attachment),
+                Err(DataplaneError::NoInterface { .. }) if has_former => self.miss(&interface),
+                Err(error) => return Err(error),
+            }
         }
         self.note_qdiscs();
         self.attach_pods();
@@ -40,9 +44,7 @@ impl Agent {
             if kernel.attached_to(&interface).is_some() {
                 self.lost.remove(&interface);
             } else if nix::net::if_::if_nametoindex(interface.as_str()).is_err() {
-                if self.lost.insert(interface.clone()) {
-                    warn!("interface {interface} is gone; wharf attaches to it when it comes back");
-                }
+                self.miss(&interface);
             } else {
                 if !self.options.keep_sysctls {
                     self.sysctls.prepare(std::slice::from_ref(&interface));
@@ -62,6 +64,13 @@ impl Agent {
                     Err(_again) => {}
                 }
             }
+        }
+    }
+
+    /// Notes that an uplink is gone.
+    fn miss(&mut self, interface: &str) {
+        if self.lost.insert(interface.to_owned()) {
+            warn!("interface {interface} is gone; wharf attaches to it when it comes back");
         }
     }
 

@@ -58,6 +58,12 @@ pub enum PinsError {
         /// Why.
         source: io::Error,
     },
+    /// Another version made them, with other tables.
+    #[error(
+        "{} is of another version of wharf, whose tables have another layout than v{LAYOUT}: their flows can't be taken over. \
+         Traffic goes on by them; `wharf cleanup` removes them, and ends the connections", .0.display()
+    )]
+    OtherLayout(PathBuf),
     /// The network namespace has no number.
     #[error("the kernel does not say which network namespace this is (Linux 5.14 or later does)")]
     Namespace(#[source] io::Error),
@@ -87,7 +93,11 @@ impl Pins {
     pub fn take(bpffs: &Path) -> Result<Self, PinsError> {
         let root = place(bpffs)?;
         let namespace = namespace()?;
+        let layouts = entries(&root).map(|version| root.join(version).join(&namespace));
         let directory = root.join(format!("v{LAYOUT}")).join(&namespace);
+        if let Some(other) = layouts.filter(|it| *it != directory).find(|it| it.exists()) {
+            return Err(PinsError::OtherLayout(shown(&other)));
+        }
         loop {
             for directory in ["maps", "programs", "links"].map(|it| directory.join(it)) {
                 fs::create_dir_all(&directory).map_err(refused("make", &directory))?;
@@ -145,6 +155,8 @@ impl Pins {
     /// An error if nothing can be pinned now.
     pub(super) fn check_writable(&self) -> Result<(), PinsError> {
         let probe = self.directory.join("links/probe");
+        // Of an agent that was killed just then.
+        let _left = fs::remove_dir(&probe);
         fs::create_dir(&probe)
             .and_then(|()| fs::remove_dir(&probe))
             .map_err(refused("pin anything in", &self.directory))

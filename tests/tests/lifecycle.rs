@@ -406,6 +406,28 @@ fn an_uplink_that_is_missing_at_a_restart_is_attached_to_when_it_comes() {
     });
 }
 
+#[test]
+fn what_did_not_fit_is_applied_as_soon_as_there_is_room() {
+    let lab = lab();
+    let _servers = lab.serve(8080);
+    // Sixteen frontends in each family: on the node's four addresses those of both protocols and the cluster IPs fit, on more
+    // addresses they don't.
+    let arguments = ["--max-services", "8", "--nodeport-addresses", "10.0.0.0/8,192.168.0.0/16"];
+    let agent = Agent::start(&lab, &web([lab.backend(1)]), &arguments);
+    let more = |verb| (2..8).map(move |i| format!("addr {verb} 10.1.0.10{i}/24 dev eth-b1\n")).collect::<String>();
+    lab.lb().namespace().ip(&more("add"));
+    agent.edit(&file([Service::new(1).everywhere().endpoints([lab.backend(2)])]));
+    let error = || agent.status()["servicesError"].as_str().map(str::to_owned);
+    let is_full = |error: &str| error.contains("the table of frontends is full") && error.contains("--max-services");
+    eventually("the lack of room is told", || error().is_some_and(|error| is_full(&error)));
+    let answers = || lab.client().get_many(vips()[0], 3, 1).answers;
+    assert_eq!(answers(), BTreeMap::from([("b1".to_owned(), 3)]));
+    lab.lb().namespace().ip(&more("del"));
+    let limit = Duration::from_secs(40);
+    assert!(tests::poll(limit, || error().is_none().then_some(())).is_some(), "{:?}", error());
+    assert_eq!(answers(), BTreeMap::from([("b2".to_owned(), 3)]));
+}
+
 // Others.
 
 /// A pinned map of the agent that runs on this host.

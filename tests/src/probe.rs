@@ -126,7 +126,8 @@ impl Host {
     /// Gives what the backend saw, of TCP and of UDP.
     pub fn exchange(&self, to: impl ToSocketAddrs) -> io::Result<[Seen; 2]> {
         let to = address(to);
-        let mut connection = self.tcp(to)?;
+        // Two connections from one port by different services could meet at one backend, where the second one gets another port.
+        let mut connection = self.tcp_from(self.next_address(to), to)?;
         connection.echo("a line")?;
         connection.echo(&"a long line ".repeat(BULK / 12))?;
         let (own, client) = (connection.local_address()?, connection.whoami()?);

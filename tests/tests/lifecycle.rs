@@ -414,7 +414,10 @@ fn what_did_not_fit_is_applied_as_soon_as_there_is_room() {
     // addresses they don't.
     let arguments = ["--max-services", "8", "--nodeport-addresses", "10.0.0.0/8,192.168.0.0/16"];
     let agent = Agent::start(&lab, &web([lab.backend(1)]), &arguments);
-    let more = |verb| (2..8).map(move |i| format!("addr {verb} 10.1.0.10{i}/24 dev eth-b1\n")).collect::<String>();
+    let more = |verb| {
+        let lines = (2..8).map(|i| format!("addr {verb} 10.1.0.10{i}/24 dev eth-b1"));
+        lines.collect::<Vec<_>>().join("\n")
+    };
     lab.lb().namespace().ip(&more("add"));
     agent.edit(&file([Service::new(1).everywhere().endpoints([lab.backend(2)])]));
     let error = || agent.status()["servicesError"].as_str().map(str::to_owned);

@@ -336,6 +336,14 @@ impl Reference {
 
     /// Remembers what has become of a packet.
     pub fn learn(&mut self, packet: &Packet, outcome: &Outcome) {
+        if let Body::Segment(segment) = &packet.body
+            && let Some(cut) = segment.cut
+        {
+            let key = (packet.source, packet.destination, segment.protocol(), cut.identification);
+            let (source_port, destination_port) = (segment.source_port, segment.destination_port);
+            let has_way = matches!(outcome.effect, Effect::Opens(_) | Effect::Carries(_));
+            self.firsts.insert(key, First { source_port, destination_port, has_way });
+        }
         match &outcome.effect {
             Effect::Nothing => {}
             Effect::Ends(index) => self.flows[*index].is_gone = true,
@@ -367,12 +375,6 @@ impl Reference {
     /// A transport packet: of a flow, or one that may open one.
     fn segment(&mut self, hook: Hook, packet: &Packet, segment: &Segment) -> Vec<Outcome> {
         let Some(tuple) = packet.tuple() else { return Vec::new() };
-        if let Some(cut) = segment.cut {
-            let key = (packet.source, packet.destination, tuple.protocol, cut.identification);
-            let has_way = segment.opens() || self.find(&tuple).is_some();
-            let (source_port, destination_port) = (segment.source_port, segment.destination_port);
-            self.firsts.insert(key, First { source_port, destination_port, has_way });
-        }
         match self.find(&tuple) {
             Some((index, Direction::Request)) if self.flows[index].is_left_by(segment) => {
                 self.flows[index].is_gone = true;
@@ -655,7 +657,7 @@ fn refusal(segment: &Segment, told: &'static str, untold: &'static str) -> Outco
 struct First {
     source_port: u16,
     destination_port: u16,
-    /// Whether it may have gone to a backend, or back from one.
+    /// Whether it was a flow's: what was refused or dropped may be forgotten, also where a flow of its tuple opens after it.
     has_way: bool,
 }
 

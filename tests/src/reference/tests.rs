@@ -374,6 +374,18 @@ fn fragments_follow_their_first() {
 }
 
 #[test]
+fn a_fragment_of_a_refused_first_may_be_lost_though_a_flow_opens_between_them() {
+    let mut reference = serving(&service(&[]));
+    let whole = udp((CLIENT, 4242), (VIP, 53));
+    let pieces = whole.pieces(7, &[16]);
+    assert_eq!(only(&mut reference, OUTSIDE, &pieces[0]).reason, "refused-no-backend");
+    reference.apply(&[service(&[ready(REMOTE)])]);
+    sent(&mut reference, OUTSIDE, &whole);
+    let reasons = reasons(&mut reference, OUTSIDE, &pieces[1]);
+    assert!(["fragment-lost", "redirect"].iter().all(|it| reasons.contains(it)), "{reasons:?}");
+}
+
+#[test]
 fn a_service_without_endpoints_refuses_and_a_ping_is_refused_unless_answers_are_on() {
     let mut reference = serving(&service(&[]));
     assert_eq!(reasons(&mut reference, OUTSIDE, &syn(VIP)), ["refused-no-backend"]);

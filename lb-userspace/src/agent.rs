@@ -160,7 +160,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         match event {
             Event::Services(update) => {
                 match update {
-                    Ok(loaded) => agent.apply(loaded),
+                    Ok(loaded) => agent.apply(&loaded),
                     Err(error) => {
                         agent.waiting = None;
                         agent.refuse(&error);
@@ -277,8 +277,8 @@ struct Agent {
     revision: u64,
     /// Why the services file as it is now is not in force.
     refused: Option<String>,
-    /// What of it was good but did not fit: it is tried again, as room may return.
-    waiting: Option<file::Loaded>,
+    /// What it says, if that was good and the tables did not take it: it is tried again, as room may return.
+    waiting: Option<Arc<Desired>>,
     /// Uplinks that are not there now.
     lost: HashSet<String>,
     /// Whether it was said that not everything is pinned.
@@ -293,15 +293,15 @@ impl Agent {
     /// they say stays as it is until the source makes sense.
     async fn start(options: Options, pins: Pins, first: Update) -> Result<Self, AgentError> {
         let begin = Instant::now();
-        let roles = Roles { uplinks: canonical(&options.roles.uplinks, !pins.are_new())?, ..options.roles };
+        let has_former = !pins.are_new();
+        let roles = Roles { uplinks: canonical(&options.roles.uplinks, has_former)?, ..options.roles };
         let options = Options { roles, ..options };
         let network = Network::follow(options.roles.clone()).await?;
         network.check_uplinks()?;
         let (first, refused) = match first {
-            Err(error) if !pins.are_new() => (None, Some(error)),
+            Err(error) if has_former => (None, Some(error)),
             loaded => (Some(loaded?), None),
         };
-        let has_former = !pins.are_new();
         let sizes = options.sizes.settle(kernel::pinned_sizes(&pins)?);
         let mut kernel = Kernel::load_pinned(&sizes, &options.settings, pins)?;
         let addresses = network.addresses(kernel.addresses(), |address| {
@@ -363,34 +363,36 @@ impl Agent {
         Ok(changes)
     }
 
-    fn apply(&mut self, loaded: file::Loaded) {
+    fn apply(&mut self, loaded: &file::Loaded) {
         loaded.warnings.iter().for_each(|warning| warn!("{warning}"));
+        if let Err(error) = self.put_in_force(&loaded.desired) {
+            self.refuse(&error);
+            self.waiting = Some(Arc::clone(&loaded.desired));
+        }
+    }
+
+    /// Tries again what was refused by the kernel, or did not fit. That it still does not is known already.
+    fn apply_waiting(&mut self) {
+        let Some(waiting) = self.waiting.clone() else { return };
+        match self.put_in_force(&waiting) {
+            Ok(()) => info!("what was refused before is in force now"),
+            Err(error) => self.refused = Some(describe(&error)),
+        }
+    }
+
+    /// Enforces what the source wants, and does what follows from that.
+    fn put_in_force(&mut self, desired: &Arc<Desired>) -> Result<(), DataplaneError> {
         let begin = Instant::now();
-        match self.enforce(&loaded.desired) {
-            Ok(changes) => {
-                (self.refused, self.waiting) = (None, None);
-                self.applied = Instant::now();
-                self.revision += 1;
-                info!(changes, microseconds = begin.elapsed().as_micros(), "services applied");
-            }
-            Err(error) => {
-                self.refuse(&error);
-                self.waiting = Some(loaded);
-            }
+        let changes = self.enforce(desired);
+        if let Ok(changes) = changes {
+            (self.refused, self.waiting) = (None, None);
+            self.applied = Instant::now();
+            self.revision += 1;
+            info!(changes, microseconds = begin.elapsed().as_micros(), "services applied");
         }
         self.reclaim();
         self.choose_addresses();
-    }
-
-    /// Tries again what did not fit. What it says is known already.
-    fn apply_waiting(&mut self) {
-        if let Some(waiting) = &self.waiting
-            && self.tables.fits(&policy::decide(&waiting.desired, &self.node))
-            && let Some(waiting) = self.waiting.take()
-        {
-            info!("there is room now for what did not fit");
-            self.apply(file::Loaded { warnings: Vec::new(), ..waiting });
-        }
+        changes.map(drop)
     }
 
     /// Decides anew what is to be served, by the node as it is now.

@@ -20,7 +20,7 @@ use rtnetlink::{
     packet_core::{NetlinkMessage, NetlinkPayload},
     packet_route::{
         RouteNetlinkMessage,
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
+        neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         tc::{TcHandle, TcMessage},
     },
     sys::SocketAddr,
@@ -169,7 +169,7 @@ impl Network {
         self.pod_facing = self.roles.pod_facing(&self.listing.links);
         // A router may have a million routes, but no pods.
         self.listing.routes =
-            if self.pod_facing.is_empty() { Vec::new() } else { listing::routes(&self.handle).await? };
+            if self.pod_facing.is_empty() { Vec::new() } else { listing::routes(&self.handle, Route::read).await? };
         Ok(())
     }
 
@@ -222,9 +222,7 @@ impl Network {
         self.neighbours.clear();
         let handle = self.handle.clone();
         let mut neighbours = std::pin::pin!(handle.neighbours().get().execute());
-        while let Some(message) =
-            neighbours.try_next().await.map_err(|source| NetworkError::List { what: "neighbours", source })?
-        {
+        while let Some(message) = neighbours.try_next().await.map_err(listing::listed("neighbours"))? {
             self.note_neighbour(&message, true);
         }
         Ok(())
@@ -254,20 +252,11 @@ impl Network {
     /// A neighbour that is merely confirmed or grows stale changes nothing. Nor does a new one that was unknown until
     /// now: no flow remembers a next hop without an address. Most of what the kernel tells is of these kinds.
     fn note_neighbour(&mut self, message: &NeighbourMessage, is_there: bool) -> Option<Change> {
-        let (mut destination, mut mac) = (None, None);
-        for attribute in &message.attributes {
-            match attribute {
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
-                    destination = Some(IpAddr::from(*address));
-                }
-                NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
-                    destination = Some(IpAddr::from(*address));
-                }
-                NeighbourAttribute::LinkLayerAddress(address) => mac = Some(address.clone()),
-                _ => {}
-            }
-        }
-        let key = (message.header.ifindex, destination?);
+        let mac = message.attributes.iter().find_map(|attribute| match attribute {
+            NeighbourAttribute::LinkLayerAddress(address) => Some(address.clone()),
+            _ => None,
+        });
+        let key = (message.header.ifindex, listing::neighbour(message)?);
         let resolved = matches!(
             message.header.state,
             NeighbourState::Reachable
@@ -299,8 +288,7 @@ pub async fn remove_empty_clsact(interface: u32) -> Result<(), NetworkError> {
     let ingress = handle.traffic_filter(index).get().ingress().execute();
     let egress = handle.traffic_filter(index).get().egress().execute();
     let mut filters = std::pin::pin!(ingress.chain(egress));
-    let failed = |source| NetworkError::List { what: "filters", source };
-    if filters.try_next().await.map_err(failed)?.is_some() {
+    if filters.try_next().await.map_err(listing::listed("filters"))?.is_some() {
         return Ok(());
     }
     let mut request = handle.qdisc().del(index);

@@ -32,7 +32,7 @@ impl Agent {
                 Err(error) => return Err(error),
             }
         }
-        self.note_qdiscs();
+        self.note_attachments();
         self.attach_pods();
         Ok(())
     }
@@ -108,7 +108,7 @@ impl Agent {
                 error!(error = describe(&error), "what a former agent left is not all removed");
             }
         }
-        self.note_qdiscs();
+        self.note_attachments();
     }
 
     /// Pins what is attached and could not be pinned until now.
@@ -119,7 +119,8 @@ impl Agent {
         }
     }
 
-    fn note_qdiscs(&mut self) {
+    /// Notes what attaching has left on the host, and says so once if it is not all pinned.
+    fn note_attachments(&mut self) {
         let kernel = self.tables.dataplane_mut();
         self.sysctls.note_qdiscs(kernel.take_new_qdiscs());
         match kernel.unpinned() {

@@ -36,12 +36,11 @@ use lb_common::{
 
 use self::attach::Attachments;
 pub use self::{
-    attach::remove_filters,
-    attach::{Attachment, TcMode, XdpMode},
+    attach::{Attachment, TcMode, XdpMode, remove_filters},
     links::ReplaceError,
     pins::{DEFAULT as DEFAULT_PINS, Pins, PinsError, namespace, remove_pins},
     programs::{Hook, Runner, TestRun},
-    shape::Shape,
+    shape::{Shape, pinned_sizes},
 };
 use super::{
     Dataplane, DataplaneError, Sizes,
@@ -131,21 +130,10 @@ pub struct Kernel {
     // Holds the programs, and the maps that only they use.
     object: Ebpf,
     _stages: Vec<ProgramArray<MapData>>,
-    pinned: Option<Pinned>,
+    /// The directory where our programs are pinned, if they are to outlive the agent.
+    programs: Option<PathBuf>,
     /// Whether nothing of a former agent is in use any more.
     is_settled: bool,
-}
-
-/// What outlives the agent.
-struct Pinned {
-    pins: Pins,
-    /// The directory of our programs.
-    programs: PathBuf,
-}
-
-/// The sizes of the tables that a former agent left.
-pub fn pinned_sizes(pins: &Pins) -> Result<Option<Sizes>, DataplaneError> {
-    shape::sizes(pins)
 }
 
 impl Kernel {
@@ -162,12 +150,12 @@ impl Kernel {
 
     fn new(sizes: &Sizes, settings: &Settings, pins: Option<Pins>) -> Result<Self, DataplaneError> {
         let mut loader = EbpfLoader::new();
-        for (name, sized) in shape::LASTING {
+        for (name, room) in shape::LASTING {
             if let Some(pins) = &pins {
                 loader.map_pin_path(name, pins.map(name));
             }
-            if let Some(sized) = sized {
-                loader.map_max_entries(name, (sized.entries)(sizes));
+            if let Some(room) = room {
+                loader.map_max_entries(name, (room.entries)(sizes));
             }
         }
         let answer_ping = u32::from(settings.answer_ping);
@@ -181,9 +169,8 @@ impl Kernel {
             .override_global("ANSWER_PING", &answer_ping, true)
             .load(OBJECT)
             .map_err(|error| DataplaneError::Load(Box::new(error)))?;
-        let pinned =
-            pins.map(|pins| Ok::<_, DataplaneError>(Pinned { programs: pins.new_programs()?, pins })).transpose()?;
-        let stages = programs::load(&mut object, pinned.as_ref().map(|pinned| pinned.programs.as_path()))?;
+        let programs = pins.as_ref().map(Pins::new_programs).transpose()?;
+        let stages = programs::load(&mut object, programs.as_deref())?;
         let mut kernel = Self {
             services4: map(&mut object, "SERVICES4")?,
             services6: map(&mut object, "SERVICES6")?,
@@ -200,10 +187,10 @@ impl Kernel {
             counters: map(&mut object, "COUNTERS")?,
             flows4: map(&mut object, "FLOWS4")?,
             flows6: map(&mut object, "FLOWS6")?,
-            attachments: Attachments::default(),
+            attachments: pins.map(Attachments::pinned_in).unwrap_or_default(),
             object,
             _stages: stages,
-            pinned,
+            programs,
             is_settled: false,
         };
         kernel.known_addresses = kernel.read_addresses()?;
@@ -214,10 +201,7 @@ impl Kernel {
     /// Puts our programs in the place of a former agent's, wherever links hold those: from now on packets meet ours. Links of
     /// interfaces that are gone go, too.
     pub fn take_over(&mut self) -> Result<(), DataplaneError> {
-        match &self.pinned {
-            Some(Pinned { pins, .. }) => self.attachments.take_over(&mut self.object, pins),
-            None => Ok(()),
-        }
+        self.attachments.take_over(&mut self.object)
     }
 
     /// Once everything is attached: detaches from where only a former agent was attached, and removes its programs.
@@ -226,7 +210,7 @@ impl Kernel {
             return Ok(());
         }
         self.attachments.release_others();
-        if let Some(Pinned { pins, programs }) = &self.pinned {
+        if let (Some(pins), Some(programs)) = (self.attachments.pins(), &self.programs) {
             // Whoever was in the middle of a former program still calls the rest of it.
             grace::wait().map_err(DataplaneError::Grace)?;
             pins.remove_other_programs(programs);
@@ -241,13 +225,12 @@ impl Kernel {
 
     /// Pins what could not be pinned when it was attached.
     pub fn pin_again(&mut self) -> Result<(), DataplaneError> {
-        self.pinned.as_ref().map_or(Ok(()), |pinned| self.attachments.pin_again(&pinned.pins))
+        self.attachments.pin_again()
     }
 
     /// Attaches to an uplink of this network namespace. One of the same name that was attached to before is gone.
     pub fn attach_uplink(&mut self, interface: &str, mode: XdpMode) -> Result<&Attachment, DataplaneError> {
-        let pins = self.pinned.as_ref().map(|pinned| &pinned.pins);
-        self.attachments.uplink(&mut self.object, pins, interface, mode)
+        self.attachments.uplink(&mut self.object, interface, mode)
     }
 
     /// Whether what the programs send by an uplink leaves by it. XDP sends only by devices of which the driver does XDP, and
@@ -260,8 +243,7 @@ impl Kernel {
 
     /// Attaches to a pod-facing device of this network namespace.
     pub fn attach_pod(&mut self, interface: &str) -> Result<(), DataplaneError> {
-        let pins = self.pinned.as_ref().map(|pinned| &pinned.pins);
-        self.attachments.pod(&mut self.object, pins, interface)
+        self.attachments.pod(&mut self.object, interface)
     }
 
     /// Detaches from the pod-facing devices that don't stay, by their numbers.
@@ -309,7 +291,7 @@ impl Kernel {
 
     /// Sets the addresses that packets leave with, by interface number; others are forgotten.
     pub fn set_addresses(&mut self, addresses: &BTreeMap<u32, Addresses>) -> Result<(), DataplaneError> {
-        let failed = |source| DataplaneError::Map { name: "ADDRESSES", source: Some(source) };
+        let failed = map_error("ADDRESSES");
         for (interface, known) in addresses {
             if self.known_addresses.get(interface) != Some(known) {
                 let value = InterfaceAddresses {
@@ -317,11 +299,11 @@ impl Kernel {
                     v4: known.v4.map_or(Ipv4Be::UNSPECIFIED, Ipv4Be::from),
                     is_attached: u32::from(known.is_attached),
                 };
-                self.addresses.insert(interface, value, 0).map_err(failed)?;
+                self.addresses.insert(interface, value, 0).map_err(&failed)?;
             }
         }
         for interface in self.known_addresses.keys().filter(|interface| !addresses.contains_key(interface)) {
-            self.addresses.remove(interface).map_err(failed)?;
+            self.addresses.remove(interface).map_err(&failed)?;
         }
         self.known_addresses.clone_from(addresses);
         Ok(())
@@ -365,10 +347,7 @@ impl Kernel {
         COUNTERS
             .iter()
             .map(|counter| {
-                let values = self
-                    .counters
-                    .get(&counter.index, 0)
-                    .map_err(|source| DataplaneError::Map { name: "COUNTERS", source: Some(source) })?;
+                let values = self.counters.get(&counter.index, 0).map_err(map_error("COUNTERS"))?;
                 Ok(Count {
                     counter,
                     packets: values.iter().map(|value| value.packets).sum(),
@@ -528,17 +507,22 @@ fn source(key: &Key<SourceKey>, family: u32) -> Option<(u32, IpNet)> {
     Some((service, IpNet::new(address, u8::try_from(length).ok()?).ok()?))
 }
 
+/// What a map refused, by its name.
+fn map_error(name: &'static str) -> impl Fn(MapError) -> DataplaneError {
+    move |source| DataplaneError::Map { name, source: Some(source) }
+}
+
 /// Everything in a map.
 fn listed<K, V>(
     name: &'static str,
     entries: impl Iterator<Item = Result<(K, V), MapError>>,
 ) -> Result<Vec<(K, V)>, DataplaneError> {
-    entries.collect::<Result<_, _>>().map_err(|source| DataplaneError::Map { name, source: Some(source) })
+    entries.collect::<Result<_, _>>().map_err(map_error(name))
 }
 
 fn map<M: TryFrom<Map, Error = MapError>>(object: &mut Ebpf, name: &'static str) -> Result<M, DataplaneError> {
     let map = object.take_map(name).ok_or(DataplaneError::Map { name, source: None })?;
-    M::try_from(map).map_err(|source| DataplaneError::Map { name, source: Some(source) })
+    M::try_from(map).map_err(map_error(name))
 }
 
 fn region<T: aya::Pod>(object: &mut Ebpf, name: &'static str, length: u32) -> Result<Region<T>, DataplaneError> {

@@ -141,18 +141,6 @@ impl<D: Dataplane> Tables<D> {
         Ok(ops.len())
     }
 
-    /// Whether there is room for what is wanted beside what is there. Nothing is changed.
-    pub fn fits(&mut self, wanted: &Decided) -> bool {
-        let applied = Arc::clone(&self.applied);
-        let ops = plan(wanted, &applied);
-        let names = ops.iter().filter_map(|op| match op {
-            Op::SetService { name, .. } => Some(*name),
-            _ => None,
-        });
-        let prepared = self.prepare(wanted, &ops);
-        prepared.map(|prepared| names.zip(prepared).for_each(|(name, entry)| self.give_back(name, entry))).is_ok()
-    }
-
     /// Waits until no packet in flight can hold what was unpublished, and makes it free. Does nothing where nothing rests.
     pub fn reclaim(&mut self) -> Result<(), DataplaneError> {
         if self.resting.is_empty() {

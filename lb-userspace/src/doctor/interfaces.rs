@@ -7,12 +7,12 @@ use glob::Pattern;
 use super::{Check, list};
 use crate::network::{
     Roles,
-    survey::{Device, InfoKind},
+    survey::{InfoKind, Link},
 };
 
 /// What is so.
 pub(super) struct Facts<'a> {
-    pub(super) devices: &'a [Device],
+    pub(super) devices: &'a [Link],
     /// The addresses that packets may leave with, by the number of their interface.
     pub(super) addresses: &'a [(u32, IpAddr)],
     pub(super) roles: &'a Roles,
@@ -21,7 +21,7 @@ pub(super) struct Facts<'a> {
 }
 
 /// The interfaces to look at where none is named.
-pub(super) fn likely_uplinks(devices: &[Device], pod_interfaces: &[Pattern]) -> Vec<String> {
+pub(super) fn likely_uplinks(devices: &[Link], pod_interfaces: &[Pattern]) -> Vec<String> {
     let faces_pods = |name: &str| pod_interfaces.iter().any(|pattern| pattern.matches(name));
     let likely = devices.iter().filter(|it| it.is_up && !it.is_loopback() && !faces_pods(&it.name));
     likely.map(|it| it.name.clone()).collect()
@@ -58,7 +58,7 @@ pub(super) fn checks(facts: &Facts<'_>) -> Vec<Check> {
 const STACK: &str = "device-stack";
 
 impl Facts<'_> {
-    fn uplink(&self, device: &Device) -> Vec<Check> {
+    fn uplink(&self, device: &Link) -> Vec<Check> {
         let mut checks = vec![self.state(device)];
         checks.extend(self.port(device).or_else(|| self.stack(device)));
         checks.push(self.address(device));
@@ -69,7 +69,7 @@ impl Facts<'_> {
         self.devices.iter().find(|device| device.index == index).map_or("another namespace", |device| &device.name)
     }
 
-    fn state(&self, device: &Device) -> Check {
+    fn state(&self, device: &Link) -> Check {
         const NAME: &str = "interface";
         let name = &device.name;
         if !device.is_ethernet() {
@@ -89,7 +89,7 @@ impl Facts<'_> {
     }
 
     /// What it is a port of, which then is the one to name.
-    fn port(&self, device: &Device) -> Option<Check> {
+    fn port(&self, device: &Link) -> Option<Check> {
         let name = &device.name;
         let index = device.port_of?;
         let above = self.name(index);
@@ -104,7 +104,7 @@ impl Facts<'_> {
     }
 
     /// What it stands on, by which it may have no XDP of its own.
-    fn stack(&self, device: &Device) -> Option<Check> {
+    fn stack(&self, device: &Link) -> Option<Check> {
         let name = &device.name;
         match (device.kind.as_ref()?, device.below) {
             (InfoKind::Vlan, below) => {
@@ -132,7 +132,7 @@ impl Facts<'_> {
         }
     }
 
-    fn address(&self, device: &Device) -> Check {
+    fn address(&self, device: &Link) -> Check {
         const NAME: &str = "source-address";
         let name = &device.name;
         let own: Vec<_> = self.addresses.iter().filter(|(at, _)| *at == device.index).map(|(_, it)| it).collect();
@@ -184,25 +184,9 @@ pub(super) mod tests {
     use super::*;
     use crate::doctor::Verdict::{self, Note, Ok as Fine, Problem, Warning};
 
-    pub(in crate::doctor) fn device(index: u32, name: &str, kind: Option<InfoKind>) -> Device {
-        Device {
-            index,
-            name: name.to_owned(),
-            kind,
-            layer: LinkLayerType::Ether,
-            is_up: true,
-            has_carrier: true,
-            mtu: 1500,
-            below: None,
-            port_of: None,
-            peer: None,
-            xdp_program: None,
-        }
-    }
-
     const ADDRESSES: [(u32, IpAddr); 1] = [(2, IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)))];
 
-    fn with(devices: &[Device], uplinks: &[&str], addresses: &[(u32, IpAddr)], are_named: bool) -> Vec<Check> {
+    fn with(devices: &[Link], uplinks: &[&str], addresses: &[(u32, IpAddr)], are_named: bool) -> Vec<Check> {
         let uplinks = uplinks.iter().map(|&name| name.to_owned()).collect();
         let pod_interfaces = vec!["veth*".parse().unwrap()];
         let roles = Roles { uplinks, pod_interfaces, ..Roles::default() };
@@ -219,21 +203,21 @@ pub(super) mod tests {
 
     #[test]
     fn what_is_up_and_not_loopback_is_likely_an_uplink() {
-        let lo = Device { layer: LinkLayerType::Loopback, ..device(1, "lo", None) };
-        let down = Device { is_up: false, ..device(3, "eth1", None) };
-        let devices = [lo, device(2, "eth0", None), down, device(4, "veth7", Some(InfoKind::Veth))];
+        let lo = Link { layer: LinkLayerType::Loopback, ..Link::of(1, "lo", None) };
+        let down = Link { is_up: false, ..Link::of(3, "eth1", None) };
+        let devices = [lo, Link::of(2, "eth0", None), down, Link::of(4, "veth7", Some(InfoKind::Veth))];
         assert_eq!(likely_uplinks(&devices, &["veth*".parse().unwrap()]), ["eth0"]);
         assert_eq!(likely_uplinks(&devices, &[]), ["eth0", "veth7"]);
     }
 
     #[test]
     fn an_interface_is_there_up_and_connected_or_not() {
-        let eth0 = device(2, "eth0", None);
-        let state = |device: Device, are_named| with(&[device], &["eth0"], &ADDRESSES, are_named);
+        let eth0 = Link::of(2, "eth0", None);
+        let state = |device: Link, are_named| with(&[device], &["eth0"], &ADDRESSES, are_named);
         says(&state(eth0.clone(), true), "interface", Fine, "carrier");
-        says(&state(Device { is_up: false, ..eth0.clone() }, true), "interface", Problem, "set dev eth0 up");
-        says(&state(Device { has_carrier: false, ..eth0.clone() }, true), "interface", Warning, "no carrier");
-        let tunnel = Device { layer: LinkLayerType::None, ..eth0 };
+        says(&state(Link { is_up: false, ..eth0.clone() }, true), "interface", Problem, "set dev eth0 up");
+        says(&state(Link { has_carrier: false, ..eth0.clone() }, true), "interface", Warning, "no carrier");
+        let tunnel = Link { layer: LinkLayerType::None, ..eth0 };
         says(&state(tunnel.clone(), true), "interface", Problem, "no Ethernet");
         says(&state(tunnel, false), "interface", Note, "no Ethernet");
         says(&with(&[], &["eth9"], &[], true), "interface", Problem, "no interface eth9");
@@ -243,11 +227,11 @@ pub(super) mod tests {
     #[test]
     fn the_device_to_name_is_the_one_with_the_addresses_and_the_driver() {
         let place = |kind, port_of, below| {
-            let above = |index, name, kind| device(index, name, Some(kind));
+            let above = |index, name, kind| Link::of(index, name, Some(kind));
             with(
                 &[
-                    Device { below, port_of, ..device(2, "it", kind) },
-                    device(3, "eth0", None),
+                    Link { below, port_of, ..Link::of(2, "it", kind) },
+                    Link::of(3, "eth0", None),
                     above(4, "bond0", InfoKind::Bond),
                     above(5, "red", InfoKind::Vrf),
                 ],
@@ -269,7 +253,7 @@ pub(super) mod tests {
 
     #[test]
     fn packets_need_an_address_to_leave_with() {
-        let devices = [device(2, "eth0", None), device(3, "eth1", None)];
+        let devices = [Link::of(2, "eth0", None), Link::of(3, "eth1", None)];
         says(&with(&devices, &["eth0"], &ADDRESSES, true), "source-address", Fine, "192.0.2.1");
         says(&with(&devices, &["eth1"], &ADDRESSES, true), "source-address", Note, "another interface");
         says(&with(&devices, &["eth1"], &[], true), "source-address", Problem, "neither eth1 nor");
@@ -277,8 +261,8 @@ pub(super) mod tests {
 
     #[test]
     fn different_mtus_and_patterns_that_find_nothing_are_noted() {
-        let jumbo = Device { mtu: 9000, ..device(3, "eth1", None) };
-        let devices = [device(2, "eth0", None), jumbo, device(4, "veth7", Some(InfoKind::Veth))];
+        let jumbo = Link { mtu: 9000, ..Link::of(3, "eth1", None) };
+        let devices = [Link::of(2, "eth0", None), jumbo, Link::of(4, "veth7", Some(InfoKind::Veth))];
         let both = with(&devices, &["eth0", "eth1"], &ADDRESSES, true);
         says(&both, "mtu", Note, "eth0 is 1500 and that of eth1 is 9000");
         says(&both, "pod-interfaces", Fine, "finds veth7");

@@ -11,7 +11,7 @@ use super::{Check, Verdict, list};
 use crate::{
     network::{
         NetworkError, Roles,
-        survey::{Device, InfoKind, NeighbourState, Survey, Way},
+        survey::{InfoKind, Link, NeighbourState, Survey, Way},
     },
     source::file::{self, Loaded},
 };
@@ -85,10 +85,9 @@ impl Facts {
 /// The devices by which backends may be reached: the uplinks, what leads to pods, and VLAN devices on uplinks, as what
 /// leaves by those is met on the uplink.
 fn watched(survey: &Survey, roles: &Roles) -> BTreeSet<u32> {
-    let is_uplink = |device: &&Device| roles.uplinks.contains(&device.name);
+    let is_uplink = |device: &&Link| roles.uplinks.contains(&device.name);
     let mut watched: BTreeSet<_> = survey.devices.iter().filter(is_uplink).map(|it| it.index).collect();
-    let is_on_uplink =
-        |it: &&Device| it.kind == Some(InfoKind::Vlan) && it.below.is_some_and(|on| watched.contains(&on));
+    let is_on_uplink = |it: &&Link| it.kind == Some(InfoKind::Vlan) && it.below.is_some_and(|on| watched.contains(&on));
     let vlans: Vec<_> = survey.devices.iter().filter(is_on_uplink).map(|it| it.index).collect();
     watched.extend(vlans);
     watched.extend(survey.pod_facing(roles));

@@ -5,7 +5,7 @@ use std::{fs, io, net::IpAddr, path::Path};
 use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::{Check, Verdict};
-use crate::network::survey::{Device, Survey};
+use crate::network::survey::{Link, Survey};
 
 /// What is so.
 pub(super) struct Facts {
@@ -46,7 +46,7 @@ impl Facts {
 }
 
 impl Uplink {
-    fn gather(device: &Device) -> Self {
+    fn gather(device: &Link) -> Self {
         let both = |key| ["all", &device.name].map(|interface| read("ipv4", interface, key));
         Self {
             name: device.name.clone(),

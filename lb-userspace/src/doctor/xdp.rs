@@ -7,13 +7,13 @@ use crate::{
     dataplane::kernel::{XdpMode, probe},
     network::{
         generic::{Generic, XdpFeatures},
-        survey::{Device, Survey},
+        survey::{Link, Survey},
     },
 };
 
 /// What is so of an uplink.
 pub(super) struct Facts {
-    device: Device,
+    device: Link,
     /// What the driver is called; virtual devices by their kind.
     driver: Option<String>,
     features: io::Result<XdpFeatures>,
@@ -31,7 +31,7 @@ impl Facts {
         devices.map(|device| Self::of(survey, device)).collect()
     }
 
-    fn of(survey: &Survey, device: &Device) -> Self {
+    fn of(survey: &Survey, device: &Link) -> Self {
         let index = device.index;
         let offloads = Generic::open().and_then(|kernel| kernel.offloads(index));
         Self {
@@ -46,7 +46,7 @@ impl Facts {
 }
 
 /// The driver's name. `/sys` shows the network namespace that it was mounted in, which may be another one than ours.
-fn driver(device: &Device) -> Option<String> {
+fn driver(device: &Link) -> Option<String> {
     if let Some(kind) = &device.kind {
         return Some(kind.to_string());
     }

@@ -9,7 +9,8 @@ use rtnetlink::{
     packet_route::{
         AddressFamily,
         address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
-        link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage},
+        link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
         route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteScope, RouteType},
     },
 };
@@ -27,17 +28,24 @@ pub(super) struct Listing {
 
 /// An interface.
 #[derive(Clone, Debug)]
-pub(super) struct Link {
-    pub(super) index: u32,
-    pub(super) name: String,
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
     /// What frames look like there.
-    pub(super) layer: LinkLayerType,
+    pub(crate) layer: LinkLayerType,
     /// What it was made as; hardware has none.
-    pub(super) kind: Option<InfoKind>,
+    pub(crate) kind: Option<InfoKind>,
+    pub(crate) is_up: bool,
+    pub(crate) has_carrier: bool,
+    pub(crate) mtu: u32,
     /// The device that it sits on, of this network namespace.
-    pub(super) below: Option<u32>,
+    pub(crate) below: Option<u32>,
     /// The bridge, bond or the like that it is a port of.
-    pub(super) port_of: Option<u32>,
+    pub(crate) port_of: Option<u32>,
+    /// The other end of a veth or netkit pair, where that is in this namespace, too.
+    pub(crate) peer: Option<u32>,
+    /// The XDP program that is attached.
+    pub(crate) xdp_program: Option<u32>,
 }
 
 /// An address of an interface.
@@ -67,16 +75,29 @@ pub(super) async fn addresses(handle: &Handle) -> Result<Vec<Address>, NetworkEr
     addresses.try_collect().await.map_err(listed("addresses"))
 }
 
-pub(super) async fn routes(handle: &Handle) -> Result<Vec<Route>, NetworkError> {
+/// What `read` makes of the routes of both families.
+pub(super) async fn routes<T>(
+    handle: &Handle,
+    read: impl Fn(&RouteMessage) -> Option<T>,
+) -> Result<Vec<T>, NetworkError> {
     let families = [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
     let mut routes = Vec::new();
     for family in families {
         let mut messages = std::pin::pin!(handle.route().get(family).execute());
         while let Some(message) = messages.try_next().await.map_err(listed("routes"))? {
-            routes.extend(Route::read(&message));
+            routes.extend(read(&message));
         }
     }
     Ok(routes)
+}
+
+/// The address of a neighbour.
+pub(super) fn neighbour(message: &NeighbourMessage) -> Option<IpAddr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(IpAddr::from(*address)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(IpAddr::from(*address)),
+        _ => None,
+    })
 }
 
 pub(super) fn listed(what: &'static str) -> impl Fn(rtnetlink::Error) -> NetworkError {
@@ -84,26 +105,41 @@ pub(super) fn listed(what: &'static str) -> impl Fn(rtnetlink::Error) -> Network
 }
 
 impl Link {
-    pub(super) fn is_ethernet(&self) -> bool {
+    pub(crate) fn is_ethernet(&self) -> bool {
         self.layer == LinkLayerType::Ether
     }
 
-    pub(super) fn read(message: &LinkMessage) -> Self {
+    pub(crate) fn is_loopback(&self) -> bool {
+        self.layer == LinkLayerType::Loopback
+    }
+
+    pub(crate) fn is_veth(&self) -> bool {
+        self.kind == Some(InfoKind::Veth)
+    }
+
+    fn read(message: &LinkMessage) -> Self {
         let mut link = Self {
             index: message.header.index,
             name: String::new(),
             layer: message.header.link_layer_type,
             kind: None,
+            is_up: message.header.flags.contains(LinkFlags::Up),
+            has_carrier: message.header.flags.contains(LinkFlags::LowerUp),
+            mtu: 0,
             below: None,
             port_of: None,
+            peer: None,
+            xdp_program: None,
         };
-        let mut is_of_another_namespace = false;
+        let (mut other, mut is_of_another_namespace) = (None, false);
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
-                LinkAttribute::Link(below) => link.below = Some(*below),
+                LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::Link(index) => other = Some(*index),
                 LinkAttribute::LinkNetNsId(_) => is_of_another_namespace = true,
                 LinkAttribute::Controller(above) => link.port_of = Some(*above),
+                LinkAttribute::Xdp(attributes) => link.xdp_program = attributes.iter().find_map(program),
                 LinkAttribute::LinkInfo(infos) => {
                     link.kind = infos.iter().find_map(|info| match info {
                         LinkInfo::Kind(kind) => Some(kind.clone()),
@@ -113,11 +149,42 @@ impl Link {
                 _ => {}
             }
         }
-        // With these the number is that of the other end.
-        if is_of_another_namespace || matches!(link.kind, Some(InfoKind::Veth | InfoKind::Netkit)) {
-            link.below = None;
+        match link.kind {
+            _ if is_of_another_namespace => {}
+            // With these the number is that of the other end.
+            Some(InfoKind::Veth | InfoKind::Netkit) => link.peer = other,
+            _ => link.below = other,
         }
         link
+    }
+}
+
+/// The number of an attached program, whichever way it is attached.
+fn program(attribute: &LinkXdp) -> Option<u32> {
+    use LinkXdp::{DrvProgId, HwProgId, ProgId, SkbProgId};
+    match attribute {
+        ProgId(id) | DrvProgId(id) | SkbProgId(id) | HwProgId(id) => Some(*id).filter(|id| *id != 0),
+        _ => None,
+    }
+}
+
+/// Interfaces for tests, which are up and have nothing special.
+#[cfg(test)]
+impl Link {
+    pub(crate) fn of(index: u32, name: &str, kind: Option<InfoKind>) -> Self {
+        Self {
+            index,
+            name: name.to_owned(),
+            layer: LinkLayerType::Ether,
+            kind,
+            is_up: true,
+            has_carrier: true,
+            mtu: 1500,
+            below: None,
+            port_of: None,
+            peer: None,
+            xdp_program: None,
+        }
     }
 }
 

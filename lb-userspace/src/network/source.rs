@@ -78,16 +78,13 @@ fn choose<'a>(candidates: impl Iterator<Item = &'a Candidate<'a>> + Clone, prese
 
 #[cfg(test)]
 mod tests {
-    use rtnetlink::packet_route::{
-        address::{AddressFlags, AddressScope},
-        link::LinkLayerType,
-    };
+    use rtnetlink::packet_route::address::{AddressFlags, AddressScope};
 
     use super::*;
     use crate::network::listing::Link;
 
     fn link(index: u32, name: &str, kind: Option<InfoKind>, below: Option<u32>) -> Link {
-        Link { index, name: name.to_owned(), layer: LinkLayerType::Ether, kind, below, port_of: None }
+        Link { below, ..Link::of(index, name, kind) }
     }
 
     /// An address as `interface address/prefix`, with what it is marked with at the end.

@@ -11,47 +11,21 @@ pub(crate) use rtnetlink::packet_route::{link::InfoKind, neighbour::NeighbourSta
 use rtnetlink::{
     Handle, RouteMessageBuilder, new_connection,
     packet_route::{
-        link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage, LinkXdp},
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
+        neighbour::NeighbourMessage,
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
     },
 };
 
-use super::{
-    NetworkError, Roles,
-    listing::{self, Link},
-};
+pub(crate) use super::listing::Link;
+use super::{NetworkError, Roles, listing};
 
 /// What there is in this network namespace.
 pub(crate) struct Survey {
     handle: Handle,
-    pub(crate) devices: Vec<Device>,
-    links: Vec<Link>,
+    pub(crate) devices: Vec<Link>,
     /// The addresses that packets may leave with, by the number of their interface.
     pub(crate) addresses: Vec<(u32, IpAddr)>,
     neighbours: HashMap<(u32, IpAddr), NeighbourState>,
-}
-
-/// An interface.
-#[derive(Clone, Debug)]
-pub(crate) struct Device {
-    pub(crate) index: u32,
-    pub(crate) name: String,
-    /// What it was made as; hardware has none.
-    pub(crate) kind: Option<InfoKind>,
-    /// What frames look like there.
-    pub(crate) layer: LinkLayerType,
-    pub(crate) is_up: bool,
-    pub(crate) has_carrier: bool,
-    pub(crate) mtu: u32,
-    /// The device that it sits on.
-    pub(crate) below: Option<u32>,
-    /// The bridge, bond or the like that it is a port of.
-    pub(crate) port_of: Option<u32>,
-    /// The other end of a veth pair, where that is in this namespace, too.
-    pub(crate) peer: Option<u32>,
-    /// The XDP program that is attached.
-    pub(crate) xdp_program: Option<u32>,
 }
 
 /// How packets get to an address.
@@ -70,12 +44,9 @@ impl Survey {
     pub(crate) async fn take() -> Result<Self, NetworkError> {
         let (connection, handle, _) = new_connection().map_err(NetworkError::Socket)?;
         tokio::spawn(connection);
-        let messages = handle.link().get().execute().try_collect::<Vec<_>>().await;
-        let messages = messages.map_err(listing::listed("interfaces"))?;
         let addresses = listing::addresses(&handle).await?;
         Ok(Self {
-            devices: messages.iter().map(Device::read).collect(),
-            links: messages.iter().map(Link::read).collect(),
+            devices: listing::links(&handle).await?,
             addresses: addresses.iter().filter(|it| it.is_source()).map(|it| (it.interface, it.ip)).collect(),
             neighbours: neighbours(&handle).await?,
             handle,
@@ -84,10 +55,10 @@ impl Survey {
 
     /// The devices behind which there is nothing but this node.
     pub(crate) fn pod_facing(&self, roles: &Roles) -> BTreeSet<u32> {
-        roles.pod_facing(&self.links)
+        roles.pod_facing(&self.devices)
     }
 
-    pub(crate) fn device(&self, index: u32) -> Option<&Device> {
+    pub(crate) fn device(&self, index: u32) -> Option<&Link> {
         self.devices.iter().find(|device| device.index == index)
     }
 
@@ -98,17 +69,12 @@ impl Survey {
 
     /// The routers that packets to nowhere in particular go to: interface and address.
     pub(crate) async fn gateways(&self) -> Result<BTreeSet<(u32, IpAddr)>, NetworkError> {
-        let families = [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
-        let mut gateways = BTreeSet::new();
-        for family in families {
-            let mut routes = std::pin::pin!(self.handle.route().get(family).execute());
-            while let Some(route) = routes.try_next().await.map_err(listing::listed("routes"))? {
-                if route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast {
-                    gateways.extend(hop(&route).and_then(|(interface, gateway)| Some((interface, gateway?))));
-                }
-            }
-        }
-        Ok(gateways)
+        let gateway = |route: &RouteMessage| {
+            let leads_anywhere = route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast;
+            let (interface, gateway) = hop(route).filter(|_| leads_anywhere)?;
+            Some((interface, gateway?))
+        };
+        Ok(listing::routes(&self.handle, gateway).await?.into_iter().collect())
     }
 
     /// How the kernel would send a packet of its own to an address.
@@ -135,12 +101,7 @@ async fn neighbours(handle: &Handle) -> Result<HashMap<(u32, IpAddr), NeighbourS
 }
 
 fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), NeighbourState)> {
-    let address = message.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(IpAddr::from(*address)),
-        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(IpAddr::from(*address)),
-        _ => None,
-    })?;
-    Some(((message.header.ifindex, address), message.header.state))
+    Some(((message.header.ifindex, listing::neighbour(message)?), message.header.state))
 }
 
 fn way(route: &RouteMessage, address: IpAddr) -> Way {
@@ -165,56 +126,4 @@ fn hop(route: &RouteMessage) -> Option<(u32, Option<IpAddr>)> {
         _ => None,
     });
     Some((interface?, gateway))
-}
-
-impl Device {
-    fn read(message: &LinkMessage) -> Self {
-        let link = Link::read(message);
-        let mut device = Self {
-            index: link.index,
-            name: link.name,
-            kind: link.kind,
-            layer: link.layer,
-            is_up: message.header.flags.contains(LinkFlags::Up),
-            has_carrier: message.header.flags.contains(LinkFlags::LowerUp),
-            mtu: 0,
-            below: link.below,
-            port_of: link.port_of,
-            peer: None,
-            xdp_program: None,
-        };
-        let mut is_of_another_namespace = false;
-        for attribute in &message.attributes {
-            match attribute {
-                LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
-                LinkAttribute::Link(peer) if device.is_veth() => device.peer = Some(*peer),
-                LinkAttribute::LinkNetNsId(_) => is_of_another_namespace = true,
-                LinkAttribute::Xdp(attributes) => device.xdp_program = attributes.iter().find_map(program),
-                _ => {}
-            }
-        }
-        device.peer = device.peer.filter(|_| !is_of_another_namespace);
-        device
-    }
-
-    pub(crate) fn is_veth(&self) -> bool {
-        self.kind == Some(InfoKind::Veth)
-    }
-
-    pub(crate) fn is_loopback(&self) -> bool {
-        self.layer == LinkLayerType::Loopback
-    }
-
-    pub(crate) fn is_ethernet(&self) -> bool {
-        self.layer == LinkLayerType::Ether
-    }
-}
-
-/// The number of an attached program, whichever way it is attached.
-fn program(attribute: &LinkXdp) -> Option<u32> {
-    use LinkXdp::{DrvProgId, HwProgId, ProgId, SkbProgId};
-    match attribute {
-        ProgId(id) | DrvProgId(id) | SkbProgId(id) | HwProgId(id) => Some(*id).filter(|id| *id != 0),
-        _ => None,
-    }
 }

@@ -56,6 +56,8 @@ pub struct Attachment {
 /// All attachments. What is pinned stays when this is dropped.
 #[derive(Debug, Default)]
 pub(super) struct Attachments {
+    /// Where links are pinned, if they are to outlive the agent.
+    pins: Option<Pins>,
     /// By name.
     pub(super) uplinks: BTreeMap<String, Attachment>,
     /// By number.
@@ -98,8 +100,19 @@ impl Attachment {
 }
 
 impl Attachments {
+    /// None yet, of which the links are to be pinned.
+    pub(super) fn pinned_in(pins: Pins) -> Self {
+        Self { pins: Some(pins), ..Self::default() }
+    }
+
+    /// Where links are pinned.
+    pub(super) fn pins(&self) -> Option<&Pins> {
+        self.pins.as_ref()
+    }
+
     /// Puts our programs in the place of a former agent's.
-    pub(super) fn take_over(&mut self, object: &mut Ebpf, pins: &Pins) -> Result<(), DataplaneError> {
+    pub(super) fn take_over(&mut self, object: &mut Ebpf) -> Result<(), DataplaneError> {
+        let Some(pins) = &self.pins else { return Ok(()) };
         for name in pins.links() {
             let Ok(place) = name.parse() else { continue };
             match Hold::take_over(place, object, pins) {
@@ -133,7 +146,6 @@ impl Attachments {
     pub(super) fn uplink(
         &mut self,
         object: &mut Ebpf,
-        pins: Option<&Pins>,
         name: &str,
         mode: XdpMode,
     ) -> Result<&Attachment, DataplaneError> {
@@ -142,11 +154,11 @@ impl Attachments {
             before.release();
         }
         let index = index_of(name)?;
-        let (egress, tc) = self.tc(object, pins, name, index, Hook::TcEgress)?;
+        let (egress, tc) = self.tc(object, name, index, Hook::TcEgress)?;
         // An interface takes XDP in one mode only: between a former agent's and ours, tc sees to what comes in. What the host's
         // own stack met meanwhile it would answer with a RST.
         let changes_mode = self.former.contains_key(&Place::xdp(mode != XdpMode::Generic, index));
-        let cover = changes_mode.then(|| self.tc(object, pins, name, index, Hook::TcIngress)).transpose()?;
+        let cover = changes_mode.then(|| self.tc(object, name, index, Hook::TcIngress)).transpose()?;
         let (xdp, link, why) = match mode {
             XdpMode::Off => (XdpMode::Off, None, None),
             XdpMode::Generic => (XdpMode::Generic, Some(self.xdp(object, name, index, AyaMode::Skb)?), None),
@@ -158,7 +170,7 @@ impl Attachments {
         };
         let ingress = match (xdp, cover) {
             (XdpMode::Off, Some((cover, _))) => Some(cover),
-            (XdpMode::Off, None) => Some(self.tc(object, pins, name, index, Hook::TcIngress)?.0),
+            (XdpMode::Off, None) => Some(self.tc(object, name, index, Hook::TcIngress)?.0),
             (_, cover) => {
                 if let Some((cover, _)) = cover {
                     cover.release();
@@ -166,17 +178,17 @@ impl Attachments {
                 None
             }
         };
-        let holds = self.pinned(pins, link.into_iter().chain(ingress).chain([egress]))?;
+        let holds = self.pinned(link.into_iter().chain(ingress).chain([egress]))?;
         let attachment = Attachment { index, xdp, tc, why, holds };
         Ok(self.uplinks.entry(name.to_owned()).or_insert(attachment))
     }
 
     /// Attaches to a pod-facing device.
-    pub(super) fn pod(&mut self, object: &mut Ebpf, pins: Option<&Pins>, name: &str) -> Result<(), DataplaneError> {
+    pub(super) fn pod(&mut self, object: &mut Ebpf, name: &str) -> Result<(), DataplaneError> {
         let index = index_of(name)?;
-        let (egress, tc) = self.tc(object, pins, name, index, Hook::TcEgress)?;
-        let (ingress, _) = self.tc(object, pins, name, index, Hook::TcPod)?;
-        let holds = self.pinned(pins, [ingress, egress].into_iter())?;
+        let (egress, tc) = self.tc(object, name, index, Hook::TcEgress)?;
+        let (ingress, _) = self.tc(object, name, index, Hook::TcPod)?;
+        let holds = self.pinned([ingress, egress].into_iter())?;
         self.pods.insert(index, Attachment { index, xdp: XdpMode::Off, tc, why: None, holds });
         Ok(())
     }
@@ -210,7 +222,8 @@ impl Attachments {
     }
 
     /// Pins what could not be pinned before.
-    pub(super) fn pin_again(&mut self, pins: &Pins) -> Result<(), DataplaneError> {
+    pub(super) fn pin_again(&mut self) -> Result<(), DataplaneError> {
+        let Some(pins) = &self.pins else { return Ok(()) };
         let attachments = self.uplinks.values_mut().chain(self.pods.values_mut());
         attachments.flat_map(|attachment| &mut attachment.holds).try_for_each(|hold| hold.pin(pins))?;
         self.unpinned = None;
@@ -218,8 +231,8 @@ impl Attachments {
     }
 
     /// What holds programs, pinned if it is to outlive the agent. Where that can't be now it is tried again later.
-    fn pinned(&mut self, pins: Option<&Pins>, holds: impl Iterator<Item = Hold>) -> Result<Vec<Hold>, DataplaneError> {
-        let Some(pins) = pins else { return Ok(holds.collect()) };
+    fn pinned(&mut self, holds: impl Iterator<Item = Hold>) -> Result<Vec<Hold>, DataplaneError> {
+        let Some(pins) = &self.pins else { return Ok(holds.collect()) };
         holds
             .map(|mut hold| match hold.pin(pins) {
                 Ok(()) => Ok(hold),
@@ -255,7 +268,6 @@ impl Attachments {
     fn tc(
         &mut self,
         object: &mut Ebpf,
-        pins: Option<&Pins>,
         interface: &str,
         index: u32,
         hook: Hook,
@@ -288,11 +300,11 @@ impl Attachments {
             }
         }
         self.prepare_clsact(interface, index).map_err(|error| failed(error.into()))?;
-        if let Some(pins) = pins {
+        if let Some(pins) = &self.pins {
             pins.note_filters()?;
         }
         let link = filter(program, interface, side).map_err(failed)?;
-        Ok((Hold::filter(place, link, pins.is_some()), TcMode::Clsact))
+        Ok((Hold::filter(place, link, self.pins.is_some()), TcMode::Clsact))
     }
 
     /// Makes sure that there is a clsact qdisc.

@@ -12,6 +12,7 @@ use lb_common::{
     net::Address,
 };
 
+use super::sys::bpf;
 use crate::dataplane::{
     DataplaneError,
     collect::{Chunk, FlowTable},
@@ -91,13 +92,12 @@ fn lookup_batch<K: Pod, V: Pod>(
     };
     // SAFETY: The structure is what the command takes, and there is room for as many keys and values as `count` says,
     // of the map's own sizes; in_batch and out_batch are a bucket's number, of 32 bits (kernel/bpf/hashtab.c).
-    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attr, size_of::<BatchAttr>()) };
-    let error = io::Error::last_os_error();
-    // The end of the table is an error that says so, with the last entries beside it.
-    let is_end = result != 0 && error.kind() == io::ErrorKind::NotFound;
-    if result != 0 && !is_end {
-        return Err(error);
-    }
+    let is_end = match unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) } {
+        Ok(_) => false,
+        // The end of the table is an error that says so, with the last entries beside it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+        Err(error) => return Err(error),
+    };
     let count = (attr.count as usize).min(BATCH);
     // SAFETY: The kernel has written so many, there is room for them, and any bytes are a value.
     unsafe {

@@ -4,7 +4,7 @@
 use std::{
     ffi::CStr,
     io,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsRawFd as _, OwnedFd, RawFd},
 };
 
 use aya::{
@@ -12,6 +12,8 @@ use aya::{
     programs::{ProgramError, ProgramType, loaded_programs},
     sys::{is_map_supported, is_program_supported},
 };
+
+use super::sys::bpf_descriptor;
 
 /// Something of the kernel's that the programs are built on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,14 +120,14 @@ fn has_tcx() -> io::Result<bool> {
 
 /// An array of one element that a process can map into its memory.
 fn make_mmapable_array() -> io::Result<OwnedFd> {
-    const MAP_CREATE: libc::c_long = 0;
+    const MAP_CREATE: libc::c_int = 0;
     const ARRAY: u32 = 2;
     const MMAPABLE: u32 = 1 << 10;
     /// Type, key size, value size, entries, flags.
     type MapCreate = [u32; 5];
-    let attribute: MapCreate = [ARRAY, 4, 4, 1, MMAPABLE];
+    let mut attribute: MapCreate = [ARRAY, 4, 4, 1, MMAPABLE];
     // SAFETY: The attribute is as the command wants it, and has no pointers.
-    unsafe { bpf(MAP_CREATE, &attribute) }
+    unsafe { bpf_descriptor(MAP_CREATE, &mut attribute) }
 }
 
 /// A tc program that does nothing.
@@ -138,42 +140,27 @@ fn load_tc_program() -> io::Result<OwnedFd> {
         instructions: *const u64,
         licence: *const libc::c_char,
     }
-    const PROG_LOAD: libc::c_long = 5;
+    const PROG_LOAD: libc::c_int = 5;
     const SCHED_CLS: u32 = 3;
     const LICENCE: &CStr = c"GPL";
     /// `r0 = 0; exit`.
     static INSTRUCTIONS: [u64; 2] = [0xb7, 0x95];
-    let attribute = ProgramLoad {
+    let mut attribute = ProgramLoad {
         kind: SCHED_CLS,
         instruction_count: 2,
         instructions: INSTRUCTIONS.as_ptr(),
         licence: LICENCE.as_ptr(),
     };
     // SAFETY: The attribute is as the command wants it, and what it points to lives for ever.
-    unsafe { bpf(PROG_LOAD, &attribute) }
+    unsafe { bpf_descriptor(PROG_LOAD, &mut attribute) }
 }
 
 fn make_tcx_link(program: RawFd, interface: u32) -> io::Result<OwnedFd> {
-    const LINK_CREATE: libc::c_long = 28;
+    const LINK_CREATE: libc::c_int = 28;
     const TCX_INGRESS: u32 = 46;
     /// Program, interface, type of attachment, flags.
     type LinkCreate = [u32; 4];
-    let attribute: LinkCreate = [program.cast_unsigned(), interface, TCX_INGRESS, 0];
+    let mut attribute: LinkCreate = [program.cast_unsigned(), interface, TCX_INGRESS, 0];
     // SAFETY: The attribute is as the command wants it, and has no pointers.
-    unsafe { bpf(LINK_CREATE, &attribute) }
-}
-
-/// A command of bpf(2) that makes a descriptor.
-///
-/// # Safety
-///
-/// `Attribute` is what the command takes, and its pointers are valid.
-unsafe fn bpf<Attribute>(command: libc::c_long, attribute: &Attribute) -> io::Result<OwnedFd> {
-    // SAFETY: By contract, and the size is that of the attribute.
-    let descriptor = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attribute, size_of::<Attribute>()) };
-    match RawFd::try_from(descriptor) {
-        // SAFETY: The kernel has just made it for us.
-        Ok(descriptor @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
-        _ => Err(io::Error::last_os_error()),
-    }
+    unsafe { bpf_descriptor(LINK_CREATE, &mut attribute) }
 }

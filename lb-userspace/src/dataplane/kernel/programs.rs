@@ -10,7 +10,7 @@ use aya::{
 use aya_obj::programs::XdpAttachType;
 use lb_common::verdict::Stage;
 
-use super::map;
+use super::{map, map_error};
 use crate::dataplane::DataplaneError;
 
 /// Where packets meet one of our programs.
@@ -99,8 +99,7 @@ pub(super) fn load(object: &mut Ebpf, pins: Option<&Path>) -> Result<Vec<Program
             let mut stages: ProgramArray<MapData> = map(object, array)?;
             for stage in Stage::ALL {
                 let program = descriptor(object, &stage_name(kind, stage))?;
-                let failed = |source| DataplaneError::Map { name: array, source: Some(source) };
-                stages.set(stage as u32, program, 0).map_err(failed)?;
+                stages.set(stage as u32, program, 0).map_err(map_error(array))?;
             }
             Ok(stages)
         })

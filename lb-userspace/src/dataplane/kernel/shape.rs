@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use aya::maps::{MapInfo, MapType};
 use aya_obj::{Object, generated::bpf_map_type};
 
-use super::{OBJECT, pins::Pins};
+use super::{OBJECT, map_error, pins::Pins};
 use crate::dataplane::{DataplaneError, Sizes};
 
 /// What a map is.
@@ -24,20 +24,20 @@ pub struct Shape {
 }
 
 /// The maps that outlive the agent: what the operator can set the size of, by the flag for it, and the others.
-pub(super) const LASTING: [(&str, Option<Sized>); 19] = [
+pub(super) const LASTING: [(&str, Option<Room>); 19] = [
     ("SERVICES4", Some(SERVICES)),
     ("SERVICES6", Some(SERVICES)),
     ("VIPS4", Some(SERVICES)),
     ("VIPS6", Some(SERVICES)),
-    ("SERVICE", Some(Sized { flag: "--max-services", entries: |sizes| sizes.services })),
-    ("SOURCES", Some(Sized { flag: "--max-source-ranges", entries: |sizes| sizes.source_ranges })),
-    ("TABLE", Some(Sized { flag: "--max-slots", entries: |sizes| sizes.slots })),
-    ("BACKENDS", Some(Sized { flag: "--max-backends", entries: |sizes| sizes.backends })),
+    ("SERVICE", Some(Room { flag: "--max-services", entries: |sizes| sizes.services })),
+    ("SOURCES", Some(Room { flag: "--max-source-ranges", entries: |sizes| sizes.source_ranges })),
+    ("TABLE", Some(Room { flag: "--max-slots", entries: |sizes| sizes.slots })),
+    ("BACKENDS", Some(Room { flag: "--max-backends", entries: |sizes| sizes.backends })),
     ("FLOWS4", Some(FLOWS)),
     ("FLOWS6", Some(FLOWS)),
     ("PENDING4", Some(PENDING)),
     ("PENDING6", Some(PENDING)),
-    ("AFFINITY", Some(Sized { flag: "--max-affinity-clients", entries: |sizes| sizes.affinity_clients })),
+    ("AFFINITY", Some(Room { flag: "--max-affinity-clients", entries: |sizes| sizes.affinity_clients })),
     ("FRAGMENTS4", None),
     ("FRAGMENTS6", None),
     ("ADDRESS_BITS", None),
@@ -48,28 +48,28 @@ pub(super) const LASTING: [(&str, Option<Sized>); 19] = [
 
 /// How big a map is to be.
 #[derive(Clone, Copy)]
-pub(super) struct Sized {
+pub(super) struct Room {
     /// The flag that sets it.
     flag: &'static str,
     /// How many entries that makes.
     pub(super) entries: fn(&Sizes) -> u32,
 }
 
-const SERVICES: Sized = Sized { flag: "--max-services", entries: Sizes::frontends };
-const FLOWS: Sized = Sized { flag: "--max-flows", entries: Sizes::flow_entries };
-const PENDING: Sized = Sized { flag: "--max-pending-flows", entries: Sizes::pending_entries };
+const SERVICES: Room = Room { flag: "--max-services", entries: Sizes::frontends };
+const FLOWS: Room = Room { flag: "--max-flows", entries: Sizes::flow_entries };
+const PENDING: Room = Room { flag: "--max-pending-flows", entries: Sizes::pending_entries };
 
 /// Makes sure that each map that is pinned has the shape that it is to have with these sizes.
 pub(super) fn check(pins: &Pins, sizes: &Sizes) -> Result<(), DataplaneError> {
     let ours = declared()?;
-    for (name, sized) in LASTING {
+    for (name, room) in LASTING {
         let Some(there) = pinned(pins, name)? else { continue };
         let declared = ours.get(name).ok_or(DataplaneError::Map { name, source: None })?;
-        let entries = sized.map_or(declared.entries, |sized| (sized.entries)(sizes));
+        let entries = room.map_or(declared.entries, |room| (room.entries)(sizes));
         let wanted = Shape { entries, ..declared.clone() };
         if there != wanted {
             let is_size = Shape { entries, ..there.clone() } == wanted;
-            let flag = sized.map(|sized| sized.flag).filter(|_| is_size);
+            let flag = room.map(|room| room.flag).filter(|_| is_size);
             return Err(DataplaneError::Shape { name, pinned: there, wanted, remedy: remedy(flag) });
         }
     }
@@ -84,32 +84,29 @@ fn remedy(flag: Option<&str>) -> String {
     }
 }
 
-/// The sizes of the maps that are pinned; none if there are none.
-pub(super) fn sizes(pins: &Pins) -> Result<Option<Sizes>, DataplaneError> {
+/// The sizes of the tables that a former agent left; none if it left none.
+pub fn pinned_sizes(pins: &Pins) -> Result<Option<Sizes>, DataplaneError> {
     let entries = |name| Ok::<_, DataplaneError>(pinned(pins, name)?.map(|shape| shape.entries));
-    let read = || {
-        let [Some(services), Some(backends), Some(slots), Some(flows), Some(pending), Some(clients), Some(ranges)] = [
-            entries("SERVICE")?,
-            entries("BACKENDS")?,
-            entries("TABLE")?,
-            entries("FLOWS4")?,
-            entries("PENDING4")?,
-            entries("AFFINITY")?,
-            entries("SOURCES")?,
-        ] else {
-            return Ok(None);
-        };
-        Ok(Some(Sizes {
-            services,
-            backends,
-            slots,
-            flows: flows / 2,
-            pending_flows: pending / 2,
-            affinity_clients: clients,
-            source_ranges: ranges,
-        }))
+    let [Some(services), Some(backends), Some(slots), Some(flows), Some(pending), Some(clients), Some(ranges)] = [
+        entries("SERVICE")?,
+        entries("BACKENDS")?,
+        entries("TABLE")?,
+        entries("FLOWS4")?,
+        entries("PENDING4")?,
+        entries("AFFINITY")?,
+        entries("SOURCES")?,
+    ] else {
+        return Ok(None);
     };
-    read()
+    Ok(Some(Sizes {
+        services,
+        backends,
+        slots,
+        flows: flows / 2,
+        pending_flows: pending / 2,
+        affinity_clients: clients,
+        source_ranges: ranges,
+    }))
 }
 
 /// The shape of a pinned map; `None` if there is none.
@@ -118,8 +115,8 @@ fn pinned(pins: &Pins, name: &'static str) -> Result<Option<Shape>, DataplaneErr
     if !path.exists() {
         return Ok(None);
     }
-    let info = MapInfo::from_pin(path).map_err(|source| DataplaneError::Map { name, source: Some(source) })?;
-    let kind = info.map_type().map_err(|source| DataplaneError::Map { name, source: Some(source) })?;
+    let info = MapInfo::from_pin(path).map_err(map_error(name))?;
+    let kind = info.map_type().map_err(map_error(name))?;
     Ok(Some(Shape {
         kind: kind as u32,
         key: info.key_size(),

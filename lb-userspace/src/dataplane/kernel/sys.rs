@@ -1,11 +1,11 @@
 //! System calls of which the libraries that we use know nothing.
 
 use std::{
-    ffi::{CStr, CString},
+    ffi::CString,
     io,
     mem::size_of,
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::{ffi::OsStrExt as _, net::UnixDatagram},
     },
     path::Path,
@@ -63,17 +63,17 @@ pub(super) fn link_interface(path: &Path) -> io::Result<u32> {
     const BPF_LINK_TYPE_XDP: u32 = 6;
     const BPF_LINK_TYPE_TCX: u32 = 11;
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attr = ObjectAttr { pathname: address(&path), bpf_fd: 0, file_flags: 0 };
-    let link = bpf(BPF_OBJ_GET, &mut attr)?;
-    // SAFETY: The kernel has just made it for us.
-    let link = unsafe { OwnedFd::from_raw_fd(link) };
+    let mut attr = ObjectAttr { pathname: path.as_ptr().expose_provenance() as u64, bpf_fd: 0, file_flags: 0 };
+    // SAFETY: The attributes are the command's, and the path is there.
+    let link = unsafe { bpf_descriptor(BPF_OBJ_GET, &mut attr)? };
     let mut info = LinkInfo::default();
     let mut attr = InfoAttr {
         bpf_fd: link.as_raw_fd() as u32,
         info_len: size_of::<LinkInfo>() as u32,
         info: (&raw mut info).expose_provenance() as u64,
     };
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    // SAFETY: The attributes are the command's, and there is room for so much.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)? };
     if matches!(info.kind, BPF_LINK_TYPE_XDP | BPF_LINK_TYPE_TCX) {
         Ok(info.interface)
     } else {
@@ -81,13 +81,23 @@ pub(super) fn link_interface(path: &Path) -> io::Result<u32> {
     }
 }
 
-fn address(text: &CStr) -> u64 {
-    text.as_ptr().expose_provenance() as u64
+/// bpf(2): what the command returns.
+///
+/// # Safety
+///
+/// `attr` is the beginning of what the command takes (`union bpf_attr` in include/uapi/linux/bpf.h), and its pointers are valid.
+pub(super) unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<libc::c_int> {
+    // SAFETY: By contract; the kernel takes what is missing for zero.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
 }
 
-/// bpf(2). Whoever calls it has seen to it that what the attributes point to is there.
-fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<RawFd> {
-    // SAFETY: The structure is the beginning of what the command takes, and the kernel takes the rest for zero.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as RawFd) }
+/// The same of a command that makes a descriptor.
+///
+/// # Safety
+///
+/// As for [`bpf`], and the command is one that makes a descriptor.
+pub(super) unsafe fn bpf_descriptor<T>(command: libc::c_int, attr: &mut T) -> io::Result<OwnedFd> {
+    // SAFETY: By contract; the kernel has just made the descriptor for us.
+    unsafe { Ok(OwnedFd::from_raw_fd(bpf(command, attr)?)) }
 }

@@ -1,11 +1,13 @@
 //! Whether the maps say what they were made to say: somebody else may have written to them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     mem::{offset_of, size_of},
+    net::IpAddr,
 };
 
+use ipnet::IpNet;
 use lb_common::{
     abi::{self, Backend, Service, Slot},
     net,
@@ -14,7 +16,7 @@ use lb_common::{
 use super::{Entry, Tables, flags, former::address, identity, settings, settings_word, slots, store, word};
 use crate::{
     dataplane::{Dataplane, DataplaneError},
-    model::ServiceName,
+    model::{Frontend, ServiceName},
 };
 
 /// Where the words of a service's entry are that the agent writes.
@@ -149,80 +151,76 @@ impl<D: Dataplane> Tables<D> {
     }
 
     fn audit_frontends(&mut self, repair: bool) -> Result<Vec<Drift>, DataplaneError> {
-        let expected: BTreeMap<_, _> = self
-            .applied
-            .frontends
-            .iter()
-            .filter_map(|(&frontend, route)| {
-                let service = self.entries.get(&route.service)?.id;
-                Some((frontend, abi::Frontend { service, flags: route.flags }))
-            })
-            .collect();
-        let mut found = self.dataplane.frontends()?;
+        let expected = self.applied.frontends.iter().filter_map(|(&frontend, route)| {
+            let service = self.entries.get(&route.service)?.id;
+            Some((frontend, abi::Frontend { service, flags: route.flags }))
+        });
+        let (expected, mut found) = (expected.collect(), self.dataplane.frontends()?);
         // One whose address the programs don't look for is as good as not there.
         found.retain(|frontend, _| self.dataplane.is_looked_for(frontend.address.ip()));
-        let differences = differences(&expected, &found);
-        for (frontend, value, _) in differences.iter().filter(|_| repair) {
-            match value {
-                Some(value) => self.dataplane.set_frontend(frontend, *value)?,
-                None => self.dataplane.remove_frontend(frontend)?,
-            }
-        }
+        let set = |dataplane: &mut D, frontend: &Frontend, value| match value {
+            Some(value) => dataplane.set_frontend(frontend, value),
+            None => dataplane.remove_frontend(frontend),
+        };
         let text = |value: &abi::Frontend| format!("service {}, flags {:#x}", value.service, value.flags);
-        Ok(differences.iter().map(|it| drift_of("SERVICES4/6", it, text)).collect())
+        self.audit_keys("SERVICES4/6", &expected, &found, text, repair.then_some(set))
     }
 
     fn audit_vips(&mut self, repair: bool) -> Result<Vec<Drift>, DataplaneError> {
-        let mut found = self.dataplane.vips()?;
+        let (expected, mut found) = (self.applied.vips.clone(), self.dataplane.vips()?);
         found.retain(|&address, _| self.dataplane.is_looked_for(address));
-        let differences = differences(&self.applied.vips, &found);
-        for (address, flags, _) in differences.iter().filter(|_| repair) {
-            match flags {
-                Some(flags) => self.dataplane.set_vip(*address, *flags)?,
-                None => self.dataplane.remove_vip(*address)?,
-            }
-        }
-        Ok(differences.iter().map(|it| drift_of("VIPS4/6", it, |flags| format!("flags {flags:#x}"))).collect())
+        let set = |dataplane: &mut D, &address: &IpAddr, flags| match flags {
+            Some(flags) => dataplane.set_vip(address, flags),
+            None => dataplane.remove_vip(address),
+        };
+        self.audit_keys("VIPS4/6", &expected, &found, |flags| format!("flags {flags:#x}"), repair.then_some(set))
     }
 
     fn audit_sources(&mut self, repair: bool) -> Result<Vec<Drift>, DataplaneError> {
         let id = |name| self.entries.get(name).map(|entry| entry.id);
-        let expected = self.applied.sources.iter().filter_map(|(name, range)| Some((id(name)?, *range)));
-        let (expected, found) = (expected.collect(), self.dataplane.sources()?);
+        let expected = self.applied.sources.iter().filter_map(|(name, range)| Some((Source(id(name)?, *range), ())));
+        let found = self.dataplane.sources()?.into_iter().map(|(service, range)| (Source(service, range), ()));
+        let (expected, found) = (expected.collect(), found.collect());
+        let set = |dataplane: &mut D, &Source(service, range): &Source, value| match value {
+            Some(()) => dataplane.add_source(service, &range),
+            None => dataplane.remove_source(service, &range),
+        };
+        self.audit_keys("SOURCES", &expected, &found, |()| "there".to_owned(), repair.then_some(set))
+    }
+
+    /// The keys that don't lead to what they should; they are made to, if there is a way.
+    fn audit_keys<K: Ord + fmt::Display, V: PartialEq + Copy>(
+        &mut self,
+        map: &'static str,
+        expected: &BTreeMap<K, V>,
+        found: &BTreeMap<K, V>,
+        text: impl Fn(&V) -> String,
+        mut set: Option<impl FnMut(&mut D, &K, Option<V>) -> Result<(), DataplaneError>>,
+    ) -> Result<Vec<Drift>, DataplaneError> {
+        let text = |value: Option<&V>| value.map_or_else(|| "not there".to_owned(), &text);
+        let keys: BTreeSet<_> = expected.keys().chain(found.keys()).collect();
         let mut drift = Vec::new();
-        for (service, range) in found.symmetric_difference(&expected) {
-            let (is_wanted, entry) = (expected.contains(&(*service, *range)), format!("{range} to service {service}"));
-            let said = |is_there| if is_there { "there" } else { "not there" };
-            drift.push(Drift::new("SOURCES", entry, said(is_wanted), said(!is_wanted)));
-            match is_wanted {
-                _ if !repair => {}
-                true => self.dataplane.add_source(*service, range)?,
-                false => self.dataplane.remove_source(*service, range)?,
+        for key in keys {
+            let (wanted, there) = (expected.get(key), found.get(key));
+            if wanted != there {
+                drift.push(Drift::new(map, key, text(wanted), text(there)));
+                if let Some(set) = &mut set {
+                    set(&mut self.dataplane, key, wanted.copied())?;
+                }
             }
         }
         Ok(drift)
     }
 }
 
-/// A key with what it should lead to and what it leads to.
-type Difference<K, V> = (K, Option<V>, Option<V>);
+/// The key of a source range: the service's id, and the range.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Source(u32, IpNet);
 
-fn differences<K: Ord + Copy, V: PartialEq + Copy>(
-    expected: &BTreeMap<K, V>,
-    found: &BTreeMap<K, V>,
-) -> Vec<Difference<K, V>> {
-    let keys: std::collections::BTreeSet<_> = expected.keys().chain(found.keys()).copied().collect();
-    let both = keys.into_iter().map(|key| (key, expected.get(&key).copied(), found.get(&key).copied()));
-    both.filter(|(_, expected, found)| expected != found).collect()
-}
-
-fn drift_of<K: fmt::Display, V>(
-    map: &'static str,
-    (key, expected, found): &Difference<K, V>,
-    text: impl Fn(&V) -> String,
-) -> Drift {
-    let text = |value: &Option<V>| value.as_ref().map_or_else(|| "not there".to_owned(), &text);
-    Drift::new(map, key, text(expected), text(found))
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to service {}", self.1, self.0)
+    }
 }
 
 fn described(backend: &Backend) -> String {

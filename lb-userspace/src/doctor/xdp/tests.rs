@@ -1,13 +1,13 @@
 use Verdict::{Note, Ok as Fine, Problem, Unknown, Warning};
 
-use super::{super::interfaces::tests::device, *};
+use super::*;
 use crate::network::survey::InfoKind;
 
 const ALL: XdpFeatures = XdpFeatures(0b111);
 
 fn card() -> Facts {
     Facts {
-        device: device(2, "eth0", None),
+        device: Link::of(2, "eth0", None),
         driver: Some("mlx5_core".to_owned()),
         features: Ok(ALL),
         has_lro: Ok(false),
@@ -17,7 +17,7 @@ fn card() -> Facts {
 }
 
 fn veth() -> Facts {
-    Facts { device: device(2, "eth0", Some(InfoKind::Veth)), driver: Some("veth".to_owned()), ..card() }
+    Facts { device: Link::of(2, "eth0", Some(InfoKind::Veth)), driver: Some("veth".to_owned()), ..card() }
 }
 
 fn missing<T>() -> io::Result<T> {
@@ -55,7 +55,7 @@ fn a_driver_without_xdp_is_as_grave_as_the_mode_makes_it() {
 
 #[test]
 fn a_jumbo_mtu_is_certain_for_veth_and_a_rule_of_thumb_for_others() {
-    let with = |facts: Facts, mtu| Facts { device: Device { mtu, ..facts.device.clone() }, ..facts };
+    let with = |facts: Facts, mtu| Facts { device: Link { mtu, ..facts.device.clone() }, ..facts };
     says(with(card(), 3506), Native, "xdp-mtu", Fine, "3506");
     says(with(card(), 9000), Native, "xdp-mtu", Warning, "rule of thumb");
     says(with(veth(), 9000), Native, "xdp-mtu", Problem, "most likely");
@@ -68,7 +68,7 @@ fn a_jumbo_mtu_is_certain_for_veth_and_a_rule_of_thumb_for_others() {
 #[test]
 fn programs_of_others_are_named_and_our_own_is_no_trouble() {
     let with = |program: Option<&str>| Facts {
-        device: Device { xdp_program: Some(7), ..card().device },
+        device: Link { xdp_program: Some(7), ..card().device },
         program: program.map(str::to_owned),
         ..card()
     };

@@ -3,10 +3,6 @@ use rtnetlink::packet_route::address::{AddressFlags, AddressScope};
 use super::*;
 use crate::network::listing::{Address, Route};
 
-fn link(index: u32, name: &str, kind: Option<InfoKind>) -> Link {
-    Link { index, name: name.to_owned(), layer: LinkLayerType::Ether, kind, below: None, port_of: None }
-}
-
 fn address(interface: u32, text: &str, flags: AddressFlags) -> Address {
     let net: IpNet = text.parse().unwrap();
     let scope = AddressScope::Universe;
@@ -27,23 +23,23 @@ fn roles(uplinks: &[&str], patterns: &[&str]) -> Roles {
 
 /// A node with most that there is: pods on a bridge and beside it, machines on the uplink's bridge, VLANs and tunnels.
 fn links() -> Vec<Link> {
-    let lo = Link { layer: LinkLayerType::Loopback, ..link(1, "lo", None) };
-    let wg0 = Link { layer: LinkLayerType::None, ..link(11, "wg0", Some(InfoKind::Wireguard)) };
+    let lo = Link { layer: LinkLayerType::Loopback, ..Link::of(1, "lo", None) };
+    let wg0 = Link { layer: LinkLayerType::None, ..Link::of(11, "wg0", Some(InfoKind::Wireguard)) };
     vec![
         lo,
-        link(2, "eth0", None),
-        link(3, "eth1", None),
-        Link { below: Some(2), ..link(4, "eth0.7", Some(InfoKind::Vlan)) },
-        Link { port_of: Some(10), ..link(5, "veth1", Some(InfoKind::Veth)) },
-        link(6, "cali1", Some(InfoKind::Veth)),
-        Link { below: Some(2), ..link(7, "vxlan1", Some(InfoKind::Vxlan)) },
-        Link { port_of: Some(9), ..link(8, "eth2", None) },
-        link(9, "br-lan", Some(InfoKind::Bridge)),
-        link(10, "cni0", Some(InfoKind::Bridge)),
+        Link::of(2, "eth0", None),
+        Link::of(3, "eth1", None),
+        Link { below: Some(2), ..Link::of(4, "eth0.7", Some(InfoKind::Vlan)) },
+        Link { port_of: Some(10), ..Link::of(5, "veth1", Some(InfoKind::Veth)) },
+        Link::of(6, "cali1", Some(InfoKind::Veth)),
+        Link { below: Some(2), ..Link::of(7, "vxlan1", Some(InfoKind::Vxlan)) },
+        Link { port_of: Some(9), ..Link::of(8, "eth2", None) },
+        Link::of(9, "br-lan", Some(InfoKind::Bridge)),
+        Link::of(10, "cni0", Some(InfoKind::Bridge)),
         wg0,
-        Link { port_of: Some(13), below: Some(3), ..link(12, "eth1.9", Some(InfoKind::Vlan)) },
-        link(13, "br9", Some(InfoKind::Bridge)),
-        Link { below: Some(13), ..link(14, "on-br9", Some(InfoKind::Bridge)) },
+        Link { port_of: Some(13), below: Some(3), ..Link::of(12, "eth1.9", Some(InfoKind::Vlan)) },
+        Link::of(13, "br9", Some(InfoKind::Bridge)),
+        Link { below: Some(13), ..Link::of(14, "on-br9", Some(InfoKind::Bridge)) },
     ]
 }
 

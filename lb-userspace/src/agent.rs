@@ -6,12 +6,13 @@ use std::{
     collections::HashSet,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
+    task::JoinSet,
     time::MissedTickBehavior,
 };
 use tracing::{error, info, warn};
@@ -19,8 +20,8 @@ use tracing::{error, info, warn};
 use crate::{
     admin::{
         report::{
-            AuditReport, BackendReport, CollectorReport, CounterReport, DriftReport, FrontendReport, Request, Response,
-            ServiceReport, StatusReport, TableReport, VerifyReport,
+            AuditReport, BackendReport, CollectorReport, CounterReport, DriftReport, FrontendReport, HealthReport,
+            Request, Response, ServiceReport, StatusReport, TableReport, VerifyReport,
         },
         server::{BindError, Query, Server},
     },
@@ -33,6 +34,10 @@ use crate::{
     },
     model::{Desired, Service, ServiceName, TrafficPolicy},
     network::{Change, Network, NetworkError, Roles},
+    observe::{
+        http::{self, Listen},
+        metrics::Metrics,
+    },
     plan::plan,
     policy::{self, Node},
     privileges::{self, Places, PrivilegesError},
@@ -62,6 +67,10 @@ pub struct Options {
     pub settings: Settings,
     /// Whether kernel settings are left as they are.
     pub keep_sysctls: bool,
+    /// Where metrics are told over HTTP.
+    pub metrics: Listen,
+    /// Where it is told over HTTP whether the agent is well.
+    pub health: Listen,
 }
 
 /// Why the agent could not start, or go on.
@@ -141,7 +150,11 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         started => started?,
     };
     privileges::settle(&places)?;
-    let server = tokio::spawn(server.serve(query_sender));
+    let (metrics, health) = (agent.options.metrics, agent.options.health);
+    let mut servers = JoinSet::new();
+    servers.spawn(http::serve_metrics(metrics, query_sender.clone()));
+    servers.spawn(http::serve_health(health, query_sender.clone()));
+    servers.spawn(server.serve(query_sender));
     supervisor::ready(&agent.summary());
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -161,10 +174,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             Event::Services(update) => {
                 match update {
                     Ok(loaded) => agent.apply(&loaded),
-                    Err(error) => {
-                        agent.waiting = None;
-                        agent.refuse(&error);
-                    }
+                    Err(error) => agent.refuse(&error),
                 }
                 supervisor::ready(&agent.summary());
             }
@@ -198,9 +208,8 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         info!("stopping, and detaching from everything");
         cleanup::clean_up(&bpffs, &admin).await.map(drop)
     };
-    // Dropped with its task, which removes the socket.
-    server.abort();
-    let _aborted = server.await;
+    // The admin socket is removed when its server is dropped with its task.
+    servers.shutdown().await;
     Ok(result?)
 }
 
@@ -247,8 +256,18 @@ const COLLECTION: Duration = Duration::from_secs(30);
 const AUDIT: Duration = Duration::from_secs(300);
 /// How long a step of one may take, and how long the next one waits: a pass takes a tenth of one CPU at the most.
 const COLLECTION_STEP: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
+/// How long the kernel may refuse changes until the agent is not well: kube-proxy's patience, too (Kubernetes,
+/// `cmd/kube-proxy/app/server.go`: twice `syncPeriod`).
+const STUCK: Duration = Duration::from_secs(60);
 /// How long the agent waits from one look at the network to the next: where many pods start at once, it looks once for all.
 const LOOK_PAUSE: Duration = Duration::from_millis(250);
+
+/// Services that are not in force on the node as it is now.
+struct Waiting {
+    desired: Arc<Desired>,
+    /// Why.
+    error: String,
+}
 
 /// The state.
 struct Agent {
@@ -272,13 +291,16 @@ struct Agent {
     /// When to go on attaching to pod-facing devices, if there are more.
     attach_at: Option<Instant>,
     started: Instant,
-    applied: Instant,
+    applied: SystemTime,
     /// How many times services were applied.
     revision: u64,
-    /// Why the services file as it is now is not in force.
+    /// Since when the kernel refuses changes, for other reasons than that there is no room.
+    stuck: Option<Instant>,
+    metrics: Metrics,
+    /// Why the services file as it is now makes no sense.
     refused: Option<String>,
-    /// What it says, if that was good and the tables did not take it: it is tried again, as room may return.
-    waiting: Option<Arc<Desired>>,
+    /// What is wanted and the tables did not take, and why: it is tried again, as room may return.
+    waiting: Option<Waiting>,
     /// Uplinks that are not there now.
     lost: HashSet<String>,
     /// Whether it was said that not everything is pinned.
@@ -330,7 +352,9 @@ impl Agent {
             looked: begin,
             attach_at: None,
             started: begin,
-            applied: begin,
+            applied: SystemTime::now(),
+            metrics: Metrics::default(),
+            stuck: None,
             revision: u64::from(first.is_some()),
             refused: None,
             waiting: None,
@@ -351,33 +375,48 @@ impl Agent {
         if addresses.values().all(|known| known.v4.is_none() && known.v6.is_none()) {
             warn!("no interface has an address yet that packets to backends could leave with");
         }
-        agent.applied = Instant::now();
+        if agent.desired.is_some() {
+            agent.note_applied(begin);
+        }
         info!(services = agent.services().count(), changes, milliseconds = begin.elapsed().as_millis(), "balancing");
         Ok(agent)
     }
 
     /// Makes the tables say what is desired, on the node as it is now. This is the one place where services are applied.
     fn enforce(&mut self, desired: &Arc<Desired>) -> Result<usize, DataplaneError> {
-        let changes = self.tables.apply(&Arc::new(policy::decide(desired, &self.node)))?;
+        let changes = self.tables.apply(&Arc::new(policy::decide(desired, &self.node))).inspect_err(|error| {
+            if !matches!(error, DataplaneError::Full { .. }) {
+                self.stuck.get_or_insert_with(Instant::now);
+            }
+        })?;
         self.desired = Some(Arc::clone(desired));
+        self.stuck = None;
         Ok(changes)
     }
 
     fn apply(&mut self, loaded: &file::Loaded) {
         loaded.warnings.iter().for_each(|warning| warn!("{warning}"));
+        self.refused = None;
         if let Err(error) = self.put_in_force(&loaded.desired) {
-            self.refuse(&error);
-            self.waiting = Some(Arc::clone(&loaded.desired));
+            self.put_off(Arc::clone(&loaded.desired), &error);
         }
     }
 
     /// Tries again what was refused by the kernel, or did not fit. That it still does not is known already.
     fn apply_waiting(&mut self) {
-        let Some(waiting) = self.waiting.clone() else { return };
-        match self.put_in_force(&waiting) {
+        let Some(Waiting { desired, .. }) = &self.waiting else { return };
+        let desired = Arc::clone(desired);
+        match self.put_in_force(&desired) {
             Ok(()) => info!("what was refused before is in force now"),
-            Err(error) => self.refused = Some(describe(&error)),
+            Err(error) => self.waiting = Some(Waiting { desired, error: describe(&error) }),
         }
+    }
+
+    /// Keeps what can't be in force now, to try it again.
+    fn put_off(&mut self, desired: Arc<Desired>, error: &DataplaneError) {
+        let error = describe(error);
+        error!("the services stay as they were: {error}");
+        self.waiting = Some(Waiting { desired, error });
     }
 
     /// Enforces what the source wants, and does what follows from that.
@@ -385,8 +424,8 @@ impl Agent {
         let begin = Instant::now();
         let changes = self.enforce(desired);
         if let Ok(changes) = changes {
-            (self.refused, self.waiting) = (None, None);
-            self.applied = Instant::now();
+            self.waiting = None;
+            self.note_applied(begin);
             self.revision += 1;
             info!(changes, microseconds = begin.elapsed().as_micros(), "services applied");
         }
@@ -395,17 +434,31 @@ impl Agent {
         changes.map(drop)
     }
 
+    /// What is wanted is in force now, which took since `begin`.
+    fn note_applied(&mut self, begin: Instant) {
+        self.applied = SystemTime::now();
+        self.metrics.note_sync(begin.elapsed());
+    }
+
+    /// Whether the services are in force. That there is no room for some is no reason to take all traffic from this node, and
+    /// neither is a mistake in the source.
+    fn health(&self) -> HealthReport {
+        HealthReport {
+            is_healthy: self.desired.is_some() && self.stuck.is_none_or(|since| since.elapsed() < STUCK),
+            is_node_eligible: true,
+            last_updated: humantime::format_rfc3339_millis(self.applied).to_string(),
+        }
+    }
+
     /// Decides anew what is to be served, by the node as it is now.
     fn settle(&mut self, node: Node) {
-        let before = std::mem::replace(&mut self.node, node);
+        self.node = node;
+        self.apply_waiting();
         let Some(desired) = self.desired.clone() else { return };
         match self.enforce(&desired) {
             Ok(changes) => info!(changes, "services applied to the node's addresses and pods as they are now"),
-            Err(error) => {
-                error!(error = describe(&error), "the services stay as they were for the node as it was");
-                // Tried again when the network is looked at next.
-                self.node = before;
-            }
+            Err(error) if self.waiting.is_none() => self.put_off(desired, &error),
+            Err(_known) => {}
         }
         self.reclaim();
     }
@@ -421,10 +474,15 @@ impl Agent {
     /// How it is with the services, in a few words.
     fn summary(&self) -> String {
         let count = self.services().count();
-        self.refused.as_ref().map_or_else(
+        self.error().map_or_else(
             || format!("balancing; services: {count}"),
             |error| format!("balancing; services: {count}, as they were before: {error}"),
         )
+    }
+
+    /// Why not all is in force that is wanted.
+    fn error(&self) -> Option<&String> {
+        self.refused.as_ref().or(self.waiting.as_ref().map(|waiting| &waiting.error))
     }
 
     /// Keeps the last good state, and says why.
@@ -512,6 +570,11 @@ impl Agent {
             },
             Request::Services => Response::Services(self.service_reports()),
             Request::Backends => Response::Backends(self.backend_reports()),
+            Request::Metrics => match self.status() {
+                Ok(status) => Response::Metrics(self.metrics.text(&status)),
+                Err(error) => Response::Error(describe(&error)),
+            },
+            Request::Health => Response::Health(self.health()),
             Request::Verify { repair } => match self.verify(repair) {
                 Ok(report) => Response::Verify(report),
                 Err(error) => Response::Error(describe(&error)),
@@ -567,8 +630,9 @@ impl Agent {
             pod_interfaces: self.pod_interfaces(),
             services_file: self.options.services.clone(),
             revision: self.revision,
-            applied_seconds_ago: self.applied.elapsed().as_secs(),
-            services_error: self.refused.clone(),
+            services: self.services().count() as u64,
+            applied_seconds_ago: self.applied.elapsed().unwrap_or_default().as_secs(),
+            services_error: self.error().cloned(),
             tables: self
                 .tables
                 .usage()

@@ -7,6 +7,7 @@ pub mod dataplane;
 pub mod doctor;
 pub mod model;
 pub mod network;
+pub mod observe;
 pub mod plan;
 pub mod policy;
 pub mod privileges;

@@ -239,6 +239,7 @@ fn answer(request: Request) -> Response {
                 refused: 1,
             },
             services_file: "/etc/wharf/services.yaml".into(),
+            services: 2,
             revision: 3,
             applied_seconds_ago: 75,
             services_error: Some("s.yaml:1:1: x\ns.yaml:2:1: y".to_owned()),
@@ -261,6 +262,7 @@ fn answer(request: Request) -> Response {
             }],
             repaired: repair,
         }),
+        Request::Metrics | Request::Health => unreachable!("no command asks for that"),
         Request::Backends => Response::Backends(vec![backend("web", "10.1.0.1:8080"), backend("dns", "10.1.0.2:53")]),
     }
 }

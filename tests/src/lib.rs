@@ -18,6 +18,7 @@ pub mod datapath;
 pub mod flood;
 pub mod home;
 mod host;
+pub mod http;
 pub mod inspect;
 mod link;
 pub mod netns;

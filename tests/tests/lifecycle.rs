@@ -413,21 +413,29 @@ fn what_did_not_fit_is_applied_as_soon_as_there_is_room() {
     // Sixteen frontends in each family: on the node's four addresses those of both protocols and the cluster IPs fit, on more
     // addresses they don't.
     let arguments = ["--max-services", "8", "--nodeport-addresses", "10.0.0.0/8,192.168.0.0/16"];
-    let agent = Agent::start(&lab, &web([lab.backend(1)]), &arguments);
+    let served_by = |i| file([Service::new(1).everywhere().endpoints([lab.backend(i)])]);
+    let agent = Agent::start(&lab, &served_by(1), &arguments);
     let more = |verb| {
         let lines = (2..8).map(|i| format!("addr {verb} 10.1.0.10{i}/24 dev eth-b1"));
         lines.collect::<Vec<_>>().join("\n")
     };
     lab.lb().namespace().ip(&more("add"));
-    agent.edit(&file([Service::new(1).everywhere().endpoints([lab.backend(2)])]));
     let error = || agent.status()["servicesError"].as_str().map(str::to_owned);
     let is_full = |error: &str| error.contains("the table of frontends is full") && error.contains("--max-services");
     eventually("the lack of room is told", || error().is_some_and(|error| is_full(&error)));
+    // What the file says now does not fit either, and a mistake in it is told until it is mended.
+    agent.edit("services: [{}]");
+    eventually("the mistake is told", || error().is_some_and(|error| error.contains("services[0].name")));
+    agent.edit(&served_by(2));
+    eventually("the lack of room is told again", || error().is_some_and(|error| is_full(&error)));
+    let refused = || lab.lb().http("http://127.0.0.1:10249/metrics").unwrap().metric("wharf_services_refused");
+    assert_eq!(refused(), Some(1.0));
     let answers = || lab.client().get_many(vips()[0], 3, 1).answers;
     assert_eq!(answers(), BTreeMap::from([("b1".to_owned(), 3)]));
     lab.lb().namespace().ip(&more("del"));
     let limit = Duration::from_secs(40);
     assert!(tests::poll(limit, || error().is_none().then_some(())).is_some(), "{:?}", error());
+    assert_eq!(refused(), Some(0.0));
     assert_eq!(answers(), BTreeMap::from([("b2".to_owned(), 3)]));
 }
 

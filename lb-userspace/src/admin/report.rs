@@ -20,6 +20,10 @@ pub enum Request {
     Services,
     /// Every backend.
     Backends,
+    /// What is measured.
+    Metrics,
+    /// Whether the agent is well.
+    Health,
     /// Whether the maps say what they should.
     Verify {
         /// Whether they are to be made to, where they don't.
@@ -37,6 +41,10 @@ pub enum Response {
     Services(Vec<ServiceReport>),
     /// To [`Request::Backends`].
     Backends(Vec<BackendReport>),
+    /// To [`Request::Metrics`]: text of `OpenMetrics`.
+    Metrics(String),
+    /// To [`Request::Health`].
+    Health(HealthReport),
     /// To [`Request::Verify`].
     Verify(VerifyReport),
     /// The question could not be answered; the text says why.
@@ -44,7 +52,7 @@ pub enum Response {
 }
 
 /// How the agent is.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StatusReport {
     /// The version of the agent.
@@ -61,6 +69,8 @@ pub struct StatusReport {
     pub pod_interfaces: PodInterfacesReport,
     /// The file that services come from.
     pub services_file: PathBuf,
+    /// How many services are in force: ports of one protocol in one IP family.
+    pub services: u64,
     /// How many times services were applied: goes up by one with each change that is in force.
     pub revision: u64,
     /// How long ago a services file was last applied, in seconds.
@@ -75,6 +85,18 @@ pub struct StatusReport {
     pub collector: Option<CollectorReport>,
     /// Packets by what became of them.
     pub counters: Vec<CounterReport>,
+}
+
+/// Whether the agent is well.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthReport {
+    /// Whether it does what it is here for: the services of its source are in force, and changes of them come into force.
+    pub is_healthy: bool,
+    /// Whether this node is to have new traffic from outside.
+    pub is_node_eligible: bool,
+    /// When the services were last what the source wants, as RFC 3339 has it.
+    pub last_updated: String,
 }
 
 /// Whether the maps say what they should.

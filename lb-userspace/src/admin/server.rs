@@ -45,6 +45,16 @@ pub struct Query {
     pub reply: oneshot::Sender<Response>,
 }
 
+impl Query {
+    /// Asks the agent's loop.
+    pub async fn ask(request: Request, queries: &mpsc::Sender<Self>) -> Response {
+        let (reply, response) = oneshot::channel();
+        // Without a receiver the reply is dropped, which the line after it sees.
+        let _ = queries.send(Self { request, reply }).await;
+        response.await.unwrap_or_else(|_| Response::Error("the agent is stopping".to_owned()))
+    }
+}
+
 /// The admin socket, open to its owner only; removed on drop.
 #[derive(Debug)]
 pub struct Server {
@@ -149,7 +159,7 @@ pub async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, queries: mpsc
         let request = line.map_err(|error| error.to_string());
         let request = request.and_then(|line| serde_json::from_str(&line).map_err(|error| error.to_string()));
         let response = match request {
-            Ok(request) => answer(request, &queries).await,
+            Ok(request) => Query::ask(request, &queries).await,
             Err(error) => Response::Error(format!("not a request: {error}")),
         };
         // A path that is not UTF-8 has no JSON.
@@ -159,11 +169,4 @@ pub async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, queries: mpsc
             return;
         }
     }
-}
-
-async fn answer(request: Request, queries: &mpsc::Sender<Query>) -> Response {
-    let (reply, response) = oneshot::channel();
-    // Without a receiver the reply is dropped, which the line after it sees.
-    let _ = queries.send(Query { request, reply }).await;
-    response.await.unwrap_or_else(|_| Response::Error("the agent is stopping".to_owned()))
 }

@@ -11,6 +11,7 @@ use crate::{
     agent::{self, Options},
     dataplane::{SizeOptions, kernel::Settings},
     network::{NodePorts, Roles},
+    observe::http::{self, Listen},
     privileges,
 };
 
@@ -55,6 +56,12 @@ pub(super) struct Args {
     keep: bool,
     #[command(flatten)]
     sizes: SizeOptions,
+    /// Where `/metrics` is to be had over HTTP; empty: nowhere
+    #[arg(long, value_name = "ADDRESS[:PORT]", default_value_t = http::DEFAULT_METRICS, value_parser = Listen::metrics)]
+    metrics_bind_address: Listen,
+    /// Where `/healthz` and `/livez` are to be had over HTTP; empty: nowhere
+    #[arg(long, value_name = "ADDRESS[:PORT]", default_value = "", value_parser = Listen::health)]
+    healthz_bind_address: Listen,
 }
 
 impl Args {
@@ -89,6 +96,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         keep: args.keep,
         sizes: args.sizes,
         keep_sysctls: args.host.keep_sysctls,
+        metrics: args.metrics_bind_address,
+        health: args.healthz_bind_address,
     };
     let services = options.services.clone();
     let runtime = tokio::runtime::Builder::new_current_thread()

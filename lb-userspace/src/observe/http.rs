@@ -1,0 +1,203 @@
+//! The HTTP endpoints, where kube-proxy has them: `/metrics` and `/proxyMode` on one port, `/healthz` and `/livez` on another.
+
+use std::{
+    fmt,
+    net::{AddrParseError, IpAddr, Ipv4Addr, SocketAddr},
+    str::FromStr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use serde_json::json;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc},
+    time,
+};
+use tracing::{info, warn};
+
+use crate::admin::{
+    report::{self, HealthReport, Request},
+    server::Query,
+};
+
+/// Where metrics are unless said otherwise: kube-proxy's place.
+pub const DEFAULT_METRICS: Listen = Listen(Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), METRICS_PORT)));
+
+const METRICS_PORT: u16 = 10249;
+const HEALTH_PORT: u16 = 10256;
+
+/// Connections at one time to one port; who comes later waits in the kernel's queue.
+const CONNECTIONS: usize = 64;
+/// How long a client may take to ask.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait until a port that is taken is tried again.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// The content type of what `prometheus_client` writes.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Where to listen, if anywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listen(pub Option<SocketAddr>);
+
+impl Listen {
+    /// Reads `ADDRESS:PORT`, `ADDRESS` for a port that is known, or nothing at all for nowhere.
+    fn parse(text: &str, port: u16) -> Result<Self, AddrParseError> {
+        if text.is_empty() {
+            return Ok(Self(None));
+        }
+        let address = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, port));
+        address.or_else(|_| SocketAddr::from_str(text)).map(|address| Self(Some(address)))
+    }
+
+    /// Where metrics are to be.
+    pub fn metrics(text: &str) -> Result<Self, AddrParseError> {
+        Self::parse(text, METRICS_PORT)
+    }
+
+    /// Where health is to be told.
+    pub fn health(text: &str) -> Result<Self, AddrParseError> {
+        Self::parse(text, HEALTH_PORT)
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |address| address.fmt(f))
+    }
+}
+
+/// Answers about metrics for as long as it is polled; `queries` leads to the agent's loop.
+pub async fn serve_metrics(at: Listen, queries: mpsc::Sender<Query>) {
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        // The last word is the API's name of the mode: scripts tell by it what to look for on a node.
+        .route("/proxyMode", get(|| async { "wharf" }))
+        .with_state(queries);
+    serve("metrics", "--metrics-bind-address", at, router).await;
+}
+
+/// Answers about the agent's health for as long as it is polled; `queries` leads to the agent's loop.
+pub async fn serve_health(at: Listen, queries: mpsc::Sender<Query>) {
+    let router = Router::new().route("/healthz", get(healthz)).route("/livez", get(livez)).with_state(queries);
+    serve("health", "--healthz-bind-address", at, router).await;
+}
+
+async fn metrics(State(queries): State<mpsc::Sender<Query>>) -> Response {
+    match Query::ask(Request::Metrics, &queries).await {
+        report::Response::Metrics(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        other => unavailable(&other),
+    }
+}
+
+async fn healthz(State(queries): State<mpsc::Sender<Query>>) -> Response {
+    health(&queries, |report| report.is_healthy && report.is_node_eligible).await
+}
+
+async fn livez(State(queries): State<mpsc::Sender<Query>>) -> Response {
+    health(&queries, |report| report.is_healthy).await
+}
+
+/// As kube-proxy answers (Kubernetes, `pkg/proxy/healthcheck/proxy_health.go`).
+async fn health(queries: &mpsc::Sender<Query>, is_good: fn(&HealthReport) -> bool) -> Response {
+    match Query::ask(Request::Health, queries).await {
+        report::Response::Health(report) => {
+            let status = if is_good(&report) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+            let body = json!({
+                "lastUpdated": report.last_updated,
+                "currentTime": now,
+                "nodeEligible": report.is_node_eligible,
+            });
+            let headers = [(header::CONTENT_TYPE, "application/json"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+            (status, headers, body.to_string()).into_response()
+        }
+        other => unavailable(&other),
+    }
+}
+
+fn unavailable(answer: &report::Response) -> Response {
+    let why = if let report::Response::Error(why) = answer { why } else { "not an answer to this question" };
+    (StatusCode::SERVICE_UNAVAILABLE, why.to_owned()).into_response()
+}
+
+/// Serves `what` at a place. While that can't be had, which `flag` would change, it is tried again.
+async fn serve(what: &str, flag: &str, at: Listen, router: Router) {
+    let Some(address) = at.0 else { return };
+    let mut said = None;
+    let listener = loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => break listener,
+            Err(error) => {
+                let text = error.to_string();
+                if said.as_ref() != Some(&text) {
+                    warn!(
+                        "no {what} over HTTP for now: {address} can't be listened on: {text}; {flag} names another place"
+                    );
+                    said = Some(text);
+                }
+            }
+        }
+        time::sleep(PAUSE).await;
+    };
+    info!("{what} over HTTP: {address}");
+    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        // Never closed.
+        let permit = Arc::clone(&connections).acquire_owned().await;
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let router = router.clone();
+                tokio::spawn(async move {
+                    converse(stream, router).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                // Out of file descriptors, for one: that may pass.
+                warn!(%error, "cannot accept connections for {what}");
+                time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Answers one client until it goes, or wastes our time.
+async fn converse(stream: TcpStream, router: Router) {
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+    // That a client goes in the middle is its own affair.
+    let _gone = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_an_address_with_or_without_a_port_or_nowhere() {
+        let place = |text| Listen::metrics(text).map(|listen| listen.to_string());
+        assert_eq!(place("127.0.0.1:10249"), Ok(DEFAULT_METRICS.to_string()));
+        assert_eq!(place("0.0.0.0").as_deref(), Ok("0.0.0.0:10249"));
+        assert_eq!(place("::1").as_deref(), Ok("[::1]:10249"));
+        assert_eq!(place("[::1]:9").as_deref(), Ok("[::1]:9"));
+        assert_eq!(Listen::metrics(""), Ok(Listen(None)));
+        assert_eq!(Listen::health("::").unwrap().to_string(), "[::]:10256");
+        for wrong in ["10249", "localhost:10249", "1.2.3.4:", "1.2.3.4:65536"] {
+            assert!(place(wrong).is_err(), "{wrong}");
+        }
+    }
+}

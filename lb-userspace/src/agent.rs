@@ -39,7 +39,7 @@ use crate::{
         metrics::Metrics,
     },
     plan::plan,
-    policy::{self, Node},
+    policy::{self, Decision, Node},
     privileges::{self, Places, PrivilegesError},
     source::file::{self, FileError, Update},
     supervisor,
@@ -274,13 +274,13 @@ struct Agent {
     options: Options,
     tables: Tables<Kernel>,
     network: Network,
-    /// The services that are in force as their source has them; `tables` has what was decided of them for this node. Until the
-    /// source has said what there is to be, all that a former agent left stays as it is.
-    desired: Option<Arc<Desired>>,
+    /// The services that are in force, and what was decided of them for this node. Until the source has said what there is to
+    /// be, all that a former agent left stays as it is.
+    in_force: Option<Decision>,
     /// How much the tables hold.
     sizes: Sizes,
     /// What the services are decided by.
-    node: Node,
+    node: Arc<Node>,
     collector: Collector,
     collect_at: Instant,
     audit: AuditReport,
@@ -339,11 +339,11 @@ impl Agent {
         }
         kernel.set_addresses(&addresses)?;
         let mut agent = Self {
-            node: network.node(kernel.default_addresses()),
+            node: Arc::new(network.node(kernel.default_addresses())),
             tables: Tables::open(kernel, sizes)?,
             sizes,
             network,
-            desired: None,
+            in_force: None,
             collector: Collector::new(options.settings.timeouts),
             collect_at: begin + COLLECTION,
             audit: AuditReport::default(),
@@ -375,7 +375,7 @@ impl Agent {
         if addresses.values().all(|known| known.v4.is_none() && known.v6.is_none()) {
             warn!("no interface has an address yet that packets to backends could leave with");
         }
-        if agent.desired.is_some() {
+        if agent.in_force.is_some() {
             agent.note_applied(begin);
         }
         info!(services = agent.services().count(), changes, milliseconds = begin.elapsed().as_millis(), "balancing");
@@ -384,12 +384,13 @@ impl Agent {
 
     /// Makes the tables say what is desired, on the node as it is now. This is the one place where services are applied.
     fn enforce(&mut self, desired: &Arc<Desired>) -> Result<usize, DataplaneError> {
-        let changes = self.tables.apply(&Arc::new(policy::decide(desired, &self.node))).inspect_err(|error| {
+        let decision = self.in_force.clone().unwrap_or_default().next(desired, &self.node);
+        let changes = self.tables.apply(decision.decided()).inspect_err(|error| {
             if !matches!(error, DataplaneError::Full { .. }) {
                 self.stuck.get_or_insert_with(Instant::now);
             }
         })?;
-        self.desired = Some(Arc::clone(desired));
+        self.in_force = Some(decision);
         self.stuck = None;
         Ok(changes)
     }
@@ -444,7 +445,7 @@ impl Agent {
     /// neither is a mistake in the source.
     fn health(&self) -> HealthReport {
         HealthReport {
-            is_healthy: self.desired.is_some() && self.stuck.is_none_or(|since| since.elapsed() < STUCK),
+            is_healthy: self.in_force.is_some() && self.stuck.is_none_or(|since| since.elapsed() < STUCK),
             is_node_eligible: true,
             last_updated: humantime::format_rfc3339_millis(self.applied).to_string(),
         }
@@ -452,9 +453,9 @@ impl Agent {
 
     /// Decides anew what is to be served, by the node as it is now.
     fn settle(&mut self, node: Node) {
-        self.node = node;
+        self.node = Arc::new(node);
         self.apply_waiting();
-        let Some(desired) = self.desired.clone() else { return };
+        let Some(desired) = self.desired().cloned() else { return };
         match self.enforce(&desired) {
             Ok(changes) => info!(changes, "services applied to the node's addresses and pods as they are now"),
             Err(error) if self.waiting.is_none() => self.put_off(desired, &error),
@@ -519,7 +520,7 @@ impl Agent {
         self.attach_pods();
         self.choose_addresses();
         let node = self.network.node(self.tables.dataplane().default_addresses());
-        if node != self.node {
+        if node != *self.node {
             self.settle(node);
         }
     }
@@ -529,7 +530,7 @@ impl Agent {
         let before = self.tables.dataplane().addresses();
         let mut addresses = self
             .network
-            .addresses(before, |address| self.desired.as_ref().is_some_and(|desired| desired.is_frontend(address)));
+            .addresses(before, |address| self.desired().is_some_and(|desired| desired.is_frontend(address)));
         let kernel = self.tables.dataplane_mut();
         for (&interface, known) in &mut addresses {
             known.is_attached &= kernel.sends_by(interface);
@@ -584,7 +585,8 @@ impl Agent {
 
     /// Compares what is desired, what the maps were made to say, and what they say.
     fn verify(&mut self, repair: bool) -> Result<VerifyReport, DataplaneError> {
-        let wanted = self.desired.as_ref().map(|desired| policy::decide(desired, &self.node));
+        // From nothing, so that a mistake in following changes would be found, too.
+        let wanted = self.desired().map(|desired| policy::decide(desired, &self.node));
         let unapplied = wanted.map_or(0, |wanted| plan(&wanted, self.tables.applied()).len());
         let drift = self.tables.audit(repair)?;
         let text = |text: &str| text.to_owned();
@@ -671,9 +673,14 @@ impl Agent {
             .flat_map(move |pass| [table("flows (IPv4)", pass.entries4), table("flows (IPv6)", pass.entries6)])
     }
 
+    /// What is in force, as its source has it.
+    fn desired(&self) -> Option<&Arc<Desired>> {
+        self.in_force.as_ref().map(Decision::desired)
+    }
+
     /// The services that are in force.
-    fn services(&self) -> impl Iterator<Item = (&ServiceName, &Service)> {
-        self.desired.iter().flat_map(|desired| desired.services())
+    fn services(&self) -> impl Iterator<Item = (&ServiceName, &Arc<Service>)> {
+        self.desired().into_iter().flat_map(|desired| desired.services())
     }
 
     fn service_reports(&self) -> Vec<ServiceReport> {

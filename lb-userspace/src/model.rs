@@ -3,14 +3,18 @@
 //! A service here is one port of one protocol in one IP family. That is the unit which has its own
 //! backend set in the kernel; a service in a file, or in Kubernetes, becomes several of these.
 //! The model derives no `Deserialize`: sources parse their own wire formats and convert.
+//!
+//! A state is a value, and a changed copy of it shares all that did not change. So what differs between two is found
+//! by looking at no more than that, however large they are.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
+use imbl::OrdMap;
 use ipnet::IpNet;
 pub use lb_common::select::Algorithm;
 use lb_common::{net, select};
@@ -19,9 +23,25 @@ use serde::{Deserialize, Serialize};
 /// All services that are wanted, of the whole cluster: what becomes of them on this node is [`crate::policy`]'s.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
-    services: BTreeMap<ServiceName, Service>,
-    owners: BTreeMap<Frontend, ServiceName>,
-    node_ports: BTreeMap<NodePort, ServiceName>,
+    services: OrdMap<ServiceName, Arc<Service>>,
+    /// Those who want each thing that only one can have, the one that has it first. Never empty.
+    claims: OrdMap<Claim, Vec<Claimant>>,
+    addresses: OrdMap<IpAddr, Uses>,
+}
+
+/// Of several that want the same, the first has it: the oldest, and of those of one age the first by name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Claimant {
+    created: u64,
+    name: ServiceName,
+}
+
+/// How many frontends an address has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Uses {
+    all: usize,
+    /// Those that are cluster IPs.
+    cluster_ip: usize,
 }
 
 /// What a service is known by, across reloads and in every table that a person reads.
@@ -57,6 +77,8 @@ pub struct Service {
     pub source_ranges: BTreeSet<IpNet>,
     /// Address and port of each endpoint, of the name's family.
     pub endpoints: BTreeMap<SocketAddr, Endpoint>,
+    /// When it was made, in seconds since 1970, where its source knows that; 0 elsewhere.
+    pub created: u64,
 }
 
 /// What kind of address a frontend has.
@@ -91,6 +113,17 @@ pub struct Endpoint {
     pub node: Option<Arc<str>>,
     /// How it is.
     pub conditions: Conditions,
+    /// For whose clients it is meant before others, where its source says so.
+    pub hints: Option<Arc<Hints>>,
+}
+
+/// For whose clients an endpoint is meant (Kubernetes, `EndpointHints` of `discovery/v1`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// Those in these zones.
+    pub zones: BTreeSet<Arc<str>>,
+    /// Those on these nodes.
+    pub nodes: BTreeSet<Arc<str>>,
 }
 
 /// How an endpoint is (Kubernetes, `EndpointConditions` of `discovery/v1`).
@@ -163,7 +196,7 @@ pub struct Taken {
 }
 
 /// What only one service can have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Claim {
     /// A frontend.
     Frontend(Frontend),
@@ -172,61 +205,90 @@ pub enum Claim {
 }
 
 impl Desired {
-    /// Adds a service, or frontends and endpoints to it if it is there already.
+    /// Adds a service.
     ///
     /// # Errors
     ///
     /// If a frontend or the node port belongs to another service; then nothing is added.
     pub fn add(&mut self, name: ServiceName, service: Service) -> Result<(), Taken> {
-        let protocol = name.protocol;
-        let node_port = service.node_port.map(|port| NodePort { port, protocol, family: name.family });
-        for &address in service.frontends.keys() {
-            let frontend = Frontend { address, protocol };
-            free_for(&name, Claim::Frontend(frontend), self.owners.get(&frontend))?;
-        }
-        if let Some(node_port) = node_port {
-            free_for(&name, Claim::NodePort(node_port), self.node_ports.get(&node_port))?;
-            self.node_ports.insert(node_port, name.clone());
-        }
-        for &address in service.frontends.keys() {
-            self.owners.insert(Frontend { address, protocol }, name.clone());
-        }
-        match self.services.entry(name) {
-            Entry::Vacant(vacant) => {
-                vacant.insert(service);
-            }
-            Entry::Occupied(mut occupied) => {
-                let present = occupied.get_mut();
-                present.frontends.extend(service.frontends);
-                present.endpoints.extend(service.endpoints);
+        for (what, _) in claims(&name, &service) {
+            if let Some(owner) = self.owner(what).filter(|&owner| *owner != name) {
+                return Err(Taken { what, owner: owner.clone() });
             }
         }
+        self.set(name, Arc::new(service));
         Ok(())
     }
 
+    /// Adds a service, or replaces it. Where it wants what another one has, the older of the two has it, and the other one
+    /// once that is gone.
+    pub fn set(&mut self, name: ServiceName, service: Arc<Service>) {
+        self.remove(&name);
+        let claimant = Claimant { created: service.created, name: name.clone() };
+        for (what, kind) in claims(&name, &service) {
+            let claimants = self.claims.entry(what).or_default();
+            let place = claimants.partition_point(|other| *other < claimant);
+            claimants.insert(place, claimant.clone());
+            self.count(what, kind, |count| count + 1);
+        }
+        self.services.insert(name, service);
+    }
+
+    /// Removes a service, if it is there.
+    pub fn remove(&mut self, name: &ServiceName) {
+        let Some(service) = self.services.remove(name) else { return };
+        for (what, kind) in claims(name, &service) {
+            if let Some(claimants) = self.claims.get_mut(&what) {
+                claimants.retain(|claimant| claimant.name != *name);
+                if claimants.is_empty() {
+                    self.claims.remove(&what);
+                }
+            }
+            self.count(what, kind, |count| count.saturating_sub(1));
+        }
+    }
+
+    fn count(&mut self, what: Claim, kind: Option<FrontendKind>, change: fn(usize) -> usize) {
+        let Claim::Frontend(Frontend { address, .. }) = what else { return };
+        let uses = self.addresses.entry(address.ip()).or_default();
+        uses.all = change(uses.all);
+        if kind == Some(FrontendKind::ClusterIp) {
+            uses.cluster_ip = change(uses.cluster_ip);
+        }
+        if uses.all == 0 {
+            self.addresses.remove(&address.ip());
+        }
+    }
+
     /// Every service, in the order of names.
-    pub fn services(&self) -> &BTreeMap<ServiceName, Service> {
+    pub fn services(&self) -> &OrdMap<ServiceName, Arc<Service>> {
         &self.services
+    }
+
+    /// The service that has what only one can have.
+    pub fn owner(&self, what: Claim) -> Option<&ServiceName> {
+        Some(&self.claims.get(&what)?.first()?.name)
     }
 
     /// Whether clients send to this address, on any port. The nodes' own addresses are not meant, which node ports are on.
     pub fn is_frontend(&self, address: IpAddr) -> bool {
-        // Frontends are ordered by address, then port, then protocol, of which these are the first.
-        let first = Frontend { address: SocketAddr::new(address, 0), protocol: Protocol::Tcp };
-        self.owners.range(first..).next().is_some_and(|(frontend, _)| frontend.address.ip() == address)
+        self.addresses.contains_key(&address)
     }
 
-    /// Every frontend with the service that it belongs to; node ports are none yet.
-    pub fn frontends(&self) -> &BTreeMap<Frontend, ServiceName> {
-        &self.owners
+    /// Whether this is some service's own address inside of the cluster.
+    pub fn is_cluster_ip(&self, address: IpAddr) -> bool {
+        self.addresses.get(&address).is_some_and(|uses| uses.cluster_ip > 0)
     }
 }
 
-fn free_for(name: &ServiceName, what: Claim, owner: Option<&ServiceName>) -> Result<(), Taken> {
-    match owner {
-        Some(owner) if owner != name => Err(Taken { what, owner: owner.clone() }),
-        _ => Ok(()),
-    }
+/// What a service wants for itself; of frontends with their kind.
+fn claims(name: &ServiceName, service: &Service) -> impl Iterator<Item = (Claim, Option<FrontendKind>)> {
+    let &ServiceName { protocol, family, .. } = name;
+    let node_port = service.node_port.map(|port| (Claim::NodePort(NodePort { port, protocol, family }), None));
+    let frontends = service.frontends.iter();
+    let frontends =
+        frontends.map(move |(&address, &kind)| (Claim::Frontend(Frontend { address, protocol }), Some(kind)));
+    frontends.chain(node_port)
 }
 
 impl Default for Service {
@@ -240,13 +302,14 @@ impl Default for Service {
             affinity: 0,
             source_ranges: BTreeSet::new(),
             endpoints: BTreeMap::new(),
+            created: 0,
         }
     }
 }
 
 impl Endpoint {
     /// An endpoint of weight 1 that is ready, on whichever node.
-    pub const READY: Self = Self { weight: Weight::ONE, node: None, conditions: Conditions::READY };
+    pub const READY: Self = Self { weight: Weight::ONE, node: None, conditions: Conditions::READY, hints: None };
 }
 
 impl Conditions {
@@ -378,5 +441,24 @@ mod tests {
         let error = refused(&mut desired, service(&["10.0.0.2:53"], Some(30053)));
         assert_eq!(error, "UDP node port 30053 is already taken by service a:53 (UDP, IPv4)");
         desired.add(name("a", IpFamily::V6), service(&[], Some(30053))).unwrap();
+    }
+
+    #[test]
+    fn of_several_that_want_the_same_the_oldest_has_it_until_it_goes() {
+        let what = Claim::Frontend(Frontend { address: "10.0.0.1:53".parse().unwrap(), protocol: Protocol::Udp });
+        let mut desired = Desired::default();
+        let before = desired.clone();
+        let aged = |created| Arc::new(Service { created, ..service(&["10.0.0.1:53"], None) });
+        for (service, created) in [("c", 7), ("b", 3), ("a", 7)] {
+            desired.set(name(service, IpFamily::V4), aged(created));
+        }
+        let mut order = Vec::new();
+        while let Some(owner) = desired.owner(what).cloned() {
+            assert!(desired.is_frontend("10.0.0.1".parse().unwrap()));
+            desired.remove(&owner);
+            order.push(owner.name.to_string());
+        }
+        assert_eq!(order, ["b", "a", "c"]);
+        assert_eq!(desired, before, "nothing is left");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use imbl::{ordmap::DiffItem, ordset};
 use ipnet::IpNet;
 
 use crate::{
@@ -66,31 +67,47 @@ pub enum Op<'a> {
     },
 }
 
-/// The changes that make `wanted` of `applied`.
+/// The changes that make `wanted` of `applied`. What the two share is not looked at.
 pub fn plan<'a>(wanted: &'a Decided, applied: &'a Decided) -> Vec<Op<'a>> {
-    let services = wanted.services.iter().filter(|&(name, serving)| applied.services.get(name) != Some(serving));
-    // Where nobody takes flows by policy Local any more, frontends may still ask for that policy: they change first.
-    let (late, early): (Vec<_>, Vec<_>) = services.partition(|&(name, serving)| {
-        !serving.has_local() && applied.services.get(name).is_some_and(|present| present.has_local())
-    });
-    let frontends = wanted.frontends.iter().filter(|&(frontend, route)| applied.frontends.get(frontend) != Some(route));
-    let vips = wanted.vips.iter().filter(|&(address, flags)| applied.vips.get(address) != Some(flags));
-    let gone_vips = applied.vips.keys().filter(|address| !wanted.vips.contains_key(address));
-    let gone_frontends = applied.frontends.keys().filter(|frontend| !wanted.frontends.contains_key(frontend));
-    let gone_services = applied.services.keys().filter(|name| !wanted.services.contains_key(name));
-    let mut ops = Vec::new();
-    ops.extend(early.into_iter().map(|(name, serving)| Op::SetService { name, serving }));
-    ops.extend(wanted.sources.difference(&applied.sources).map(|(name, range)| Op::AddSource { name, range: *range }));
-    ops.extend(frontends.map(|(&frontend, route)| Op::SetFrontend { frontend, route }));
-    ops.extend(vips.map(|(&address, &flags)| Op::SetVip { address, flags }));
-    ops.extend(late.into_iter().map(|(name, serving)| Op::SetService { name, serving }));
-    ops.extend(gone_vips.map(|&address| Op::RemoveVip { address }));
-    ops.extend(gone_frontends.map(|&frontend| Op::RemoveFrontend { frontend }));
-    ops.extend(
-        applied.sources.difference(&wanted.sources).map(|(name, range)| Op::RemoveSource { name, range: *range }),
-    );
-    ops.extend(gone_services.map(|name| Op::RemoveService { name }));
-    ops
+    let (mut early, mut late, mut gone_services) = (Vec::new(), Vec::new(), Vec::new());
+    for change in applied.services.diff(&wanted.services) {
+        match change {
+            // Where nobody takes flows by policy Local any more, frontends may still ask for that policy: they change first.
+            DiffItem::Update { old: (_, old), new: (name, serving) } if old.has_local() && !serving.has_local() => {
+                late.push(Op::SetService { name, serving });
+            }
+            DiffItem::Add(name, serving) | DiffItem::Update { new: (name, serving), .. } => {
+                early.push(Op::SetService { name, serving });
+            }
+            DiffItem::Remove(name, _) => gone_services.push(Op::RemoveService { name }),
+        }
+    }
+    let (mut sources, mut gone_sources) = (Vec::new(), Vec::new());
+    for change in applied.sources.diff(&wanted.sources) {
+        match change {
+            ordset::DiffItem::Add((name, range)) => sources.push(Op::AddSource { name, range: *range }),
+            ordset::DiffItem::Remove((name, range)) => gone_sources.push(Op::RemoveSource { name, range: *range }),
+        }
+    }
+    let (mut frontends, mut gone_frontends) = (Vec::new(), Vec::new());
+    for change in applied.frontends.diff(&wanted.frontends) {
+        match change {
+            DiffItem::Add(&frontend, route) | DiffItem::Update { new: (&frontend, route), .. } => {
+                frontends.push(Op::SetFrontend { frontend, route });
+            }
+            DiffItem::Remove(&frontend, _) => gone_frontends.push(Op::RemoveFrontend { frontend }),
+        }
+    }
+    let (mut vips, mut gone_vips) = (Vec::new(), Vec::new());
+    for change in applied.vips.diff(&wanted.vips) {
+        match change {
+            DiffItem::Add(&address, &flags) | DiffItem::Update { new: (&address, &flags), .. } => {
+                vips.push(Op::SetVip { address, flags });
+            }
+            DiffItem::Remove(&address, _) => gone_vips.push(Op::RemoveVip { address }),
+        }
+    }
+    [early, sources, frontends, vips, late, gone_vips, gone_frontends, gone_sources, gone_services].concat()
 }
 
 impl Decided {

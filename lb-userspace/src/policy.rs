@@ -1,9 +1,11 @@
 //! Which endpoints take new flows, and on which addresses: pure functions over the model.
 //!
-//! [`decide`] makes of the services of a cluster what one node's maps are to say. The rules are kube-proxy's
-//! (Kubernetes, `pkg/proxy/topology.go` and `pkg/proxy/servicechangetracker.go`):
+//! [`decide`] makes of the services of a cluster what one node's maps are to say; [`Decision::next`] does the same, but looks
+//! at no more than what has changed. The rules are kube-proxy's (Kubernetes, `pkg/proxy/topology.go` and
+//! `pkg/proxy/servicechangetracker.go`):
 //!
-//! - Policy Cluster: endpoints that are ready; if none is ready on any node, all that are serving and terminating.
+//! - Policy Cluster: endpoints that are ready, of those the ones that are hinted for this node, or for its zone, if all of them
+//!   have such hints and one is for us; if none is ready on any node, all that are serving and terminating.
 //! - Policy Local: the same of those on this node, decided by itself.
 //! - Weight 0 takes an endpoint out of whichever set it is in; it does not make another endpoint eligible.
 //! - Cluster IPs follow the internal policy, all other frontends the external one.
@@ -12,17 +14,18 @@
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
+use imbl::{OrdMap, OrdSet, ordmap::DiffItem};
 use ipnet::IpNet;
 use lb_common::abi;
 
 use crate::model::{
-    Algorithm, Conditions, Desired, Endpoint, Frontend, FrontendKind, IpFamily, Service, ServiceName, TrafficPolicy,
-    Weight,
+    Algorithm, Claim, Conditions, Desired, Endpoint, Frontend, FrontendKind, Hints, IpFamily, NodePort, Service,
+    ServiceName, TrafficPolicy, Weight,
 };
 
 /// What policy has to know of this node.
@@ -30,6 +33,8 @@ use crate::model::{
 pub struct Node {
     /// Its name, as endpoints say on which node they are; `None`: not known.
     pub name: Option<Arc<str>>,
+    /// The zone that it is in, as endpoints say for which zones they are; `None`: not known.
+    pub zone: Option<Arc<str>>,
     /// All of its addresses but loopback and link-local ones.
     pub addresses: BTreeSet<IpAddr>,
     /// Those of them that node ports are served on.
@@ -42,13 +47,21 @@ pub struct Node {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Decided {
     /// The services.
-    pub services: BTreeMap<ServiceName, Arc<Serving>>,
+    pub services: OrdMap<ServiceName, Arc<Serving>>,
     /// Every address and port that is served, node ports among them.
-    pub frontends: BTreeMap<Frontend, Route>,
+    pub frontends: OrdMap<Frontend, Route>,
     /// The ranges of clients that services with [`abi::Frontend::SOURCE_RANGES`] let in.
-    pub sources: BTreeSet<(ServiceName, IpNet)>,
+    pub sources: OrdSet<(ServiceName, IpNet)>,
     /// The addresses that are services' alone, with the value of `VIPS4` and `VIPS6`.
-    pub vips: BTreeMap<IpAddr, u32>,
+    pub vips: OrdMap<IpAddr, u32>,
+}
+
+/// What was decided, and of what.
+#[derive(Clone, Debug, Default)]
+pub struct Decision {
+    desired: Arc<Desired>,
+    node: Arc<Node>,
+    decided: Arc<Decided>,
 }
 
 /// How a service is served.
@@ -87,35 +100,33 @@ pub struct Route {
 /// What the maps are to say on this node.
 pub fn decide(desired: &Desired, node: &Node) -> Decided {
     let mut decided = Decided::default();
-    for (name, service) in desired.services() {
-        let mut flags = 0;
-        for (&address, &kind) in &service.frontends {
-            let route = Route { service: name.clone(), flags: frontend_flags(service, Some(kind)) };
-            flags |= route.flags;
-            decided.frontends.insert(Frontend { address, protocol: name.protocol }, route);
-            decided.add_vip(address.ip(), kind, node);
-        }
-        for address in node_port_addresses(name.family, service, node) {
-            let route = Route { service: name.clone(), flags: frontend_flags(service, None) };
-            flags |= route.flags;
-            let frontend = Frontend { address, protocol: name.protocol };
-            // What a service says of an address by name comes before what all nodes' addresses serve.
-            if !desired.frontends().contains_key(&frontend) {
-                decided.frontends.insert(frontend, route);
-            }
-        }
-        if flags & abi::Frontend::SOURCE_RANGES != 0 {
-            let ranges = service.source_ranges.iter().filter(|range| IpFamily::of(range.addr()) == name.family);
-            decided.sources.extend(ranges.map(|&range| (name.clone(), range)));
-        }
-        let serving = Serving {
-            algorithm: service.algorithm,
-            affinity: service.affinity,
-            backends: backends(service, node, flags & abi::Frontend::LOCAL_POLICY != 0),
-        };
-        decided.services.insert(name.clone(), Arc::new(serving));
-    }
+    decided.follow(&Desired::default(), desired, node);
     decided
+}
+
+impl Decision {
+    /// What is decided of these services on this node, of which only those are looked at that have changed; all, if the node has.
+    #[must_use]
+    pub fn next(&self, desired: &Arc<Desired>, node: &Arc<Node>) -> Self {
+        let decided = if *node == self.node {
+            let mut decided = Decided::clone(&self.decided);
+            decided.follow(&self.desired, desired, node);
+            decided
+        } else {
+            decide(desired, node)
+        };
+        Self { desired: Arc::clone(desired), node: Arc::clone(node), decided: Arc::new(decided) }
+    }
+
+    /// The services.
+    pub fn desired(&self) -> &Arc<Desired> {
+        &self.desired
+    }
+
+    /// What the maps are to say.
+    pub fn decided(&self) -> &Arc<Decided> {
+        &self.decided
+    }
 }
 
 impl Serving {
@@ -126,14 +137,86 @@ impl Serving {
 }
 
 impl Decided {
-    /// An address that the node has itself is the stack's, too, which answers on the ports that no service has.
-    fn add_vip(&mut self, address: IpAddr, kind: FrontendKind, node: &Node) {
-        if node.addresses.contains(&address) {
-            return;
+    /// Makes of what was decided of the services as they were what is decided of them as they are.
+    fn follow(&mut self, before: &Desired, after: &Desired, node: &Node) {
+        let mut touched = BTreeSet::new();
+        for change in before.services().diff(after.services()) {
+            let (name, old, new) = match change {
+                DiffItem::Add(name, new) => (name, None, Some(new)),
+                DiffItem::Update { old: (_, old), new: (name, new) } => (name, Some(old), Some(new)),
+                DiffItem::Remove(name, old) => (name, Some(old), None),
+            };
+            let addresses = [old, new].into_iter().flatten().flat_map(|service| addresses(name, service, node));
+            touched.extend(addresses.map(|address| Frontend { address, protocol: name.protocol }));
+            old.into_iter().flat_map(|service| sources(name, service)).for_each(|source| {
+                self.sources.remove(&source);
+            });
+            self.sources.extend(new.into_iter().flat_map(|service| sources(name, service)));
+            match new {
+                Some(service) => self.services.insert(name.clone(), Arc::new(serving(service, node))),
+                None => self.services.remove(name),
+            };
         }
-        let flags = if kind == FrontendKind::ClusterIp { abi::VipKey::REFUSES } else { 0 };
-        *self.vips.entry(address).or_default() |= flags;
+        for &frontend in &touched {
+            match route(after, frontend, node) {
+                Some(route) => self.frontends.insert(frontend, route),
+                None => self.frontends.remove(&frontend),
+            };
+        }
+        for address in touched.into_iter().map(|frontend| frontend.address.ip()).collect::<BTreeSet<_>>() {
+            match vip(after, address, node) {
+                Some(flags) => self.vips.insert(address, flags),
+                None => self.vips.remove(&address),
+            };
+        }
     }
+}
+
+/// Every address and port of a service on this node, node ports among them.
+fn addresses(name: &ServiceName, service: &Service, node: &Node) -> impl Iterator<Item = SocketAddr> {
+    let node_ports = service.node_port.into_iter().flat_map(move |port| {
+        let ours = node.node_port_addresses.iter().filter(|&&address| IpFamily::of(address) == name.family);
+        ours.map(move |&address| SocketAddr::new(address, port))
+    });
+    service.frontends.keys().copied().chain(node_ports)
+}
+
+/// The ranges of clients that a service lets in, where it asks for that.
+fn sources(name: &ServiceName, service: &Service) -> impl Iterator<Item = (ServiceName, IpNet)> {
+    let is_checked = service.frontends.values().any(|&kind| kind == FrontendKind::LoadBalancer);
+    let ranges = service.source_ranges.iter().filter(move |_| is_checked);
+    ranges.filter(|range| IpFamily::of(range.addr()) == name.family).map(|&range| (name.clone(), range))
+}
+
+fn serving(service: &Service, node: &Node) -> Serving {
+    let kinds = service.frontends.values().map(|&kind| Some(kind));
+    let flags = kinds.chain(service.node_port.map(|_| None)).map(|kind| frontend_flags(service, kind));
+    Serving {
+        algorithm: service.algorithm,
+        affinity: service.affinity,
+        backends: backends(service, node, flags.fold(0, |all, flags| all | flags) & abi::Frontend::LOCAL_POLICY != 0),
+    }
+}
+
+/// Where a frontend leads to. What a service says of an address by name comes before what all nodes' addresses serve.
+fn route(desired: &Desired, frontend: Frontend, node: &Node) -> Option<Route> {
+    let Frontend { address, protocol } = frontend;
+    let port = NodePort { port: address.port(), protocol, family: IpFamily::of(address.ip()) };
+    let of_node_port = || {
+        let is_ours = node.node_port_addresses.contains(&address.ip());
+        desired.owner(Claim::NodePort(port)).filter(|_| is_ours)
+    };
+    let name = desired.owner(Claim::Frontend(frontend)).or_else(of_node_port)?;
+    let service = desired.services().get(name)?;
+    let flags = frontend_flags(service, service.frontends.get(&address).copied());
+    Some(Route { service: name.clone(), flags })
+}
+
+/// The value of `VIPS4` and `VIPS6`, if the address is services' alone. One that the node has itself is the stack's, too,
+/// which answers on the ports that no service has.
+fn vip(desired: &Desired, address: IpAddr, node: &Node) -> Option<u32> {
+    let is_service = desired.is_frontend(address) && !node.addresses.contains(&address);
+    is_service.then(|| if desired.is_cluster_ip(address) { abi::VipKey::REFUSES } else { 0 })
 }
 
 /// What the kernel has to know of a frontend; `None`: of a node port.
@@ -147,30 +230,61 @@ fn frontend_flags(service: &Service, kind: Option<FrontendKind>) -> u32 {
     external | local | if is_checked { abi::Frontend::SOURCE_RANGES } else { 0 }
 }
 
-/// Where the node port is served, if there is one.
-fn node_port_addresses(family: IpFamily, service: &Service, node: &Node) -> impl Iterator<Item = SocketAddr> {
-    service.node_port.into_iter().flat_map(move |port| {
-        let ours = node.node_port_addresses.iter().filter(move |&&address| IpFamily::of(address) == family);
-        ours.map(move |&address| SocketAddr::new(address, port))
-    })
-}
-
 /// Every endpoint of a service with the sets that it is in.
 fn backends(service: &Service, node: &Node, has_local_policy: bool) -> Vec<(SocketAddr, Backend)> {
     let mut backends = Vec::with_capacity(service.endpoints.len());
     let (mut has_ready, mut has_local_ready) = (false, false);
-    for (&address, Endpoint { weight, node: of, conditions }) in &service.endpoints {
-        let is_on_node = node.has_endpoint(address.ip(), of.as_deref());
-        has_ready |= conditions.ready;
-        has_local_ready |= conditions.ready && is_on_node;
-        backends.push((address, Backend { weight: *weight, is_on_node, in_cluster: false, in_local: false }));
+    for (&address, endpoint) in &service.endpoints {
+        let is_on_node = node.has_endpoint(address.ip(), endpoint.node.as_deref());
+        has_ready |= endpoint.conditions.ready;
+        has_local_ready |= endpoint.conditions.ready && is_on_node;
+        backends.push((address, Backend { weight: endpoint.weight, is_on_node, in_cluster: false, in_local: false }));
     }
+    let topology = Topology::of(service, node);
     for ((_, backend), endpoint) in backends.iter_mut().zip(service.endpoints.values()) {
         let takes_new = |has_ready| backend.weight.get() > 0 && is_eligible(endpoint.conditions, has_ready);
-        backend.in_cluster = takes_new(has_ready);
+        backend.in_cluster = takes_new(has_ready) && (!has_ready || topology.prefers(endpoint, node));
         backend.in_local = has_local_policy && backend.is_on_node && takes_new(has_local_ready);
     }
     backends
+}
+
+/// What hints of endpoints say to this node.
+#[derive(Clone, Copy, Debug)]
+enum Topology {
+    /// Nothing.
+    Anywhere,
+    /// It has endpoints of its own zone.
+    SameZone,
+    /// It has endpoints of its own.
+    SameNode,
+}
+
+impl Topology {
+    /// Hints count where all endpoints that are ready have them, and one of those is for us.
+    fn of(service: &Service, node: &Node) -> Self {
+        let says = |preference: Self, has: fn(&Hints) -> bool| {
+            let mut ready = service.endpoints.values().filter(|endpoint| endpoint.conditions.ready);
+            let all_have = ready.clone().all(|endpoint| endpoint.hints.as_deref().is_some_and(has));
+            all_have && ready.any(|endpoint| preference.prefers(endpoint, node))
+        };
+        if says(Self::SameNode, |hints| !hints.nodes.is_empty()) {
+            Self::SameNode
+        } else if says(Self::SameZone, |hints| !hints.zones.is_empty()) {
+            Self::SameZone
+        } else {
+            Self::Anywhere
+        }
+    }
+
+    fn prefers(self, endpoint: &Endpoint, node: &Node) -> bool {
+        let (ours, theirs) = match self {
+            Self::Anywhere => return true,
+            Self::SameZone => (&node.zone, endpoint.hints.as_deref().map(|hints| &hints.zones)),
+            Self::SameNode => (&node.name, endpoint.hints.as_deref().map(|hints| &hints.nodes)),
+        };
+        ours.as_ref().zip(theirs).is_some_and(|(ours, theirs)| theirs.contains(ours))
+    }
 }
 
 /// Where some endpoint is ready the ready ones take new flows, elsewhere those that serve until they end.

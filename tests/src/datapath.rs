@@ -167,6 +167,7 @@ impl Datapath {
         let runners = Hook::ALL.into_iter().map(runner).collect();
         let ours = [UP, DOWN, POD].into_iter().flat_map(|(v4, v6)| [IpAddr::V4(v4), IpAddr::V6(v6)]);
         let node = Node {
+            zone: None,
             name: Some(NODE.into()),
             addresses: ours.clone().collect(),
             node_port_addresses: ours.collect(),

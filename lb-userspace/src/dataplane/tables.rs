@@ -35,7 +35,7 @@ use super::{
     slots::{self, Candidate},
 };
 use crate::{
-    model::{Algorithm, Frontend, ServiceName, TrafficPolicy},
+    model::{Algorithm, ServiceName, TrafficPolicy},
     plan::{Op, plan},
     policy::{self, Decided, Serving},
 };
@@ -135,7 +135,7 @@ impl<D: Dataplane> Tables<D> {
         self.recognize(wanted);
         let applied = Arc::clone(&self.applied);
         let ops = plan(wanted, &applied);
-        let prepared = self.prepare(wanted, &ops)?;
+        let prepared = self.prepare(&ops)?;
         self.publish(&ops, prepared)?;
         self.applied = Arc::clone(wanted);
         Ok(ops.len())
@@ -230,8 +230,8 @@ impl<D: Dataplane> Tables<D> {
     }
 
     /// Writes everything new where nobody looks yet; gives it back whole if something doesn't fit.
-    fn prepare(&mut self, wanted: &Decided, ops: &[Op<'_>]) -> Result<Vec<Entry>, DataplaneError> {
-        self.check_room(wanted)?;
+    fn prepare(&mut self, ops: &[Op<'_>]) -> Result<Vec<Entry>, DataplaneError> {
+        self.check_room(ops)?;
         match self.prepare_entries(ops) {
             // What rests may be all that is missing.
             Err(DataplaneError::Full { .. }) if !self.resting.is_empty() => {
@@ -242,20 +242,28 @@ impl<D: Dataplane> Tables<D> {
         }
     }
 
-    /// Whether what the kernel keeps in maps of its own fits.
-    fn check_room(&self, wanted: &Decided) -> Result<(), DataplaneError> {
+    /// Whether what the kernel keeps in maps of its own fits. New entries are added before old ones are removed, so both have to
+    /// fit for a moment.
+    fn check_room(&self, ops: &[Op<'_>]) -> Result<(), DataplaneError> {
         let Self { sizes, applied, .. } = self;
-        for is_v4 in [true, false] {
-            let of_family = |frontend: &&Frontend| frontend.address.is_ipv4() == is_v4;
-            let frontends = wanted.frontends.keys().filter(of_family);
-            let present = applied.frontends.keys().filter(of_family);
-            check_union(frontends, present, "frontends", sizes.frontends(), "--max-services")?;
-            let of_family = |address: &&IpAddr| address.is_ipv4() == is_v4;
-            let (vips, present) = (wanted.vips.keys().filter(of_family), applied.vips.keys().filter(of_family));
-            check_union(vips, present, "addresses", sizes.vips(), "--max-services")?;
+        let (mut frontends, mut vips, mut sources) = (Vec::new(), Vec::new(), 0);
+        for op in ops {
+            match *op {
+                Op::SetFrontend { frontend, .. } if !applied.frontends.contains_key(&frontend) => {
+                    frontends.push(frontend.address.is_ipv4());
+                }
+                Op::SetVip { address, .. } if !applied.vips.contains_key(&address) => vips.push(address.is_ipv4()),
+                Op::AddSource { .. } => sources += 1,
+                _ => {}
+            }
         }
-        let (sources, present) = (wanted.sources.iter(), applied.sources.iter());
-        check_union(sources, present, "source ranges", sizes.source_ranges, "--max-source-ranges")
+        let present = &applied.frontends;
+        let of_family = |is_v4| present.keys().filter(|it| it.address.is_ipv4() == is_v4).count();
+        check_families("frontends", &frontends, present.len(), of_family, sizes.frontends())?;
+        let present = &applied.vips;
+        let of_family = |is_v4| present.keys().filter(|it| it.is_ipv4() == is_v4).count();
+        check_families("addresses", &vips, present.len(), of_family, sizes.vips())?;
+        check_size("source ranges", applied.sources.len() + sources, sizes.source_ranges, "--max-source-ranges")
     }
 
     fn prepare_entries(&mut self, ops: &[Op<'_>]) -> Result<Vec<Entry>, DataplaneError> {
@@ -525,23 +533,27 @@ impl Entry {
     }
 }
 
-/// New entries are added before old ones are removed, so both have to fit for a moment.
-fn check_union<K: Ord>(
-    wanted: impl Iterator<Item = K> + Clone,
-    present: impl Iterator<Item = K> + Clone,
+/// Whether a table of each family has room for new entries, of which is given whether they are of IPv4, beside the present ones.
+fn check_families(
     table: &'static str,
+    new: &[bool],
+    n_present: usize,
+    of_family: impl Fn(bool) -> usize,
     size: u32,
-    flag: &'static str,
 ) -> Result<(), DataplaneError> {
-    let size = u64::from(size);
-    // The union is at most the sum; count it only if the sum could be too much.
-    if wanted.clone().count() as u64 + present.clone().count() as u64 > size {
-        let needed = wanted.chain(present).collect::<BTreeSet<_>>().len() as u64;
-        if needed > size {
-            return Err(DataplaneError::Full { table, needed, size, flag });
-        }
+    if n_present + new.len() <= size as usize {
+        // Where all fit into one table there is no need to count.
+        return Ok(());
     }
-    Ok(())
+    [true, false].into_iter().try_for_each(|is_v4| {
+        let n_new = new.iter().filter(|&&it| it == is_v4).count();
+        check_size(table, of_family(is_v4) + n_new, size, "--max-services")
+    })
+}
+
+fn check_size(table: &'static str, needed: usize, size: u32, flag: &'static str) -> Result<(), DataplaneError> {
+    let (needed, size) = (needed as u64, u64::from(size));
+    if needed > size { Err(DataplaneError::Full { table, needed, size, flag }) } else { Ok(()) }
 }
 
 /// How many of the family that has more: whether each is of IPv4 is given.

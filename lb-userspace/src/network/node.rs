@@ -87,6 +87,8 @@ impl Roles {
         };
         Node {
             name: self.node_name.clone(),
+            // That is its source's to say.
+            zone: None,
             node_port_addresses: addresses.iter().copied().filter(serves_node_ports).collect(),
             addresses,
             pod_subnets: listing

@@ -1,5 +1,7 @@
 //! Every rule of policy, as a table.
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::model::Protocol;
 
@@ -27,6 +29,7 @@ fn node() -> Node {
     let addresses: BTreeSet<_> = [address("192.0.2.1"), address("2001:db8::1")].into();
     Node {
         name: Some("here".into()),
+        zone: Some("a".into()),
         node_port_addresses: addresses.clone(),
         addresses,
         pod_subnets: ["10.244.1.0/24".parse().unwrap()].into(),
@@ -38,7 +41,8 @@ type Row = (&'static str, u16, Conditions);
 
 fn service(rows: &[Row]) -> Service {
     let endpoints = (1_u8..).zip(rows).map(|(last, &(node, weight, conditions))| {
-        let endpoint = Endpoint { weight: Weight::new(weight).unwrap(), node: Some(node.into()), conditions };
+        let weight = Weight::new(weight).unwrap();
+        let endpoint = Endpoint { weight, node: Some(node.into()), conditions, hints: None };
         (SocketAddr::from(([10, 1, 0, last], 80)), endpoint)
     });
     Service {
@@ -88,6 +92,112 @@ fn which_endpoints_take_a_new_flow() {
     check(&[("here", 1, NOT_READY), ("there", 1, TERMINATING)], &[1], &[]);
     // `publishNotReadyAddresses`.
     check(&[("here", 1, PUBLISHED), ("here", 1, TERMINATING)], &[0], &[0]);
+}
+
+/// An endpoint's conditions, and the zones and nodes that it is hinted for.
+type Hinted = (Conditions, &'static str, &'static str);
+
+/// Which endpoints, by their place, take new flows by policy Cluster on node `here` in zone `a`.
+#[track_caller]
+fn check_hints(node: &Node, endpoints: &[Hinted], cluster: &[usize]) {
+    let set = |text: &str| text.split_whitespace().map(Into::into).collect();
+    let mut service = service(&vec![("there", 1, READY); endpoints.len()]);
+    for (endpoint, &(conditions, zones, nodes)) in service.endpoints.values_mut().zip(endpoints) {
+        let hints = Some(Arc::new(Hints { zones: set(zones), nodes: set(nodes) }));
+        *endpoint = Endpoint { conditions, hints, ..endpoint.clone() };
+    }
+    let decided = decided(&[("web", service)], node);
+    let backends = decided.services[&name("web")].backends.iter();
+    let taking = (0..).zip(backends).filter(|(_, (_, backend))| backend.in_cluster).map(|(index, _)| index);
+    assert_eq!(taking.collect::<Vec<_>>(), cluster);
+}
+
+/// The cases of Kubernetes' `pkg/proxy/topology_test.go` that are about hints, and some more.
+#[test]
+fn hints_count_where_all_that_are_ready_have_them_and_one_is_for_us() {
+    let spread = [(READY, "a", ""), (READY, "b", ""), (READY, "c", ""), (READY, "a", "")];
+    check_hints(&node(), &spread, &[0, 3]);
+    check_hints(&Node { zone: None, ..node() }, &[(READY, "a", "")], &[0]);
+    check_hints(&Node { zone: None, ..node() }, &spread, &[0, 1, 2, 3]);
+    check_hints(&Node { zone: Some("z".into()), ..node() }, &spread, &[0, 1, 2, 3]);
+    // What is not ready neither counts nor needs a hint.
+    check_hints(&node(), &[(READY, "a", ""), (READY, "b", ""), (READY, "c", ""), (NOT_READY, "a", "")], &[0]);
+    check_hints(&node(), &[(NOT_READY, "a", ""), (READY, "b", ""), (READY, "c", "")], &[1, 2]);
+    check_hints(&node(), &[(READY, "a", ""), (READY, "b", ""), (NOT_READY, "", "")], &[0]);
+    check_hints(&node(), &[(READY, "a", ""), (READY, "b", ""), (READY, "", "")], &[0, 1, 2]);
+    check_hints(&node(), &[(READY, "c b a", ""), (READY, "b c", ""), (READY, "b d", ""), (READY, "a", "")], &[0, 3]);
+    // This node comes before this zone.
+    let both = [(READY, "a", "here"), (READY, "b", "n2"), (READY, "c", "n3"), (READY, "a", "n4")];
+    check_hints(&node(), &both, &[0]);
+    check_hints(&Node { name: Some("n0".into()), ..node() }, &both, &[0, 3]);
+    check_hints(&Node { name: None, ..node() }, &both, &[0, 3]);
+    check_hints(&node(), &[(READY, "a", "here"), (READY, "", ""), (READY, "a", "n4")], &[0, 1, 2]);
+    check_hints(&node(), &[(READY, "", "here"), (READY, "", "n2")], &[0]);
+    check_hints(&node(), &[(READY, "", "n1"), (READY, "", "n2")], &[0, 1]);
+    // Where none is ready, those that serve until they end count without hints.
+    check_hints(&node(), &[(TERMINATING, "a", ""), (TERMINATING, "b", "")], &[0, 1]);
+    check_hints(&node(), &[(PUBLISHED, "a", ""), (READY, "b", "")], &[0]);
+}
+
+#[test]
+fn policy_local_does_not_ask_for_hints() {
+    let mut service = service(&[("here", 1, READY), ("here", 1, READY), ("there", 1, READY)]);
+    for (endpoint, zone) in service.endpoints.values_mut().zip(["a", "b", "a"]) {
+        let hints = Hints { zones: [zone.into()].into(), nodes: BTreeSet::new() };
+        *endpoint = Endpoint { hints: Some(Arc::new(hints)), ..endpoint.clone() };
+    }
+    let decided = decided(&[("web", service)], &node());
+    let sets: Vec<_> =
+        decided.services[&name("web")].backends.iter().map(|(_, it)| (it.in_cluster, it.in_local)).collect();
+    assert_eq!(sets, [(true, true), (false, true), (true, false)]);
+}
+
+/// One of a few services, which want each other's frontends; `None` for one that goes.
+fn change() -> impl Strategy<Value = (u8, Option<Service>)> {
+    let kind =
+        || prop::sample::select(vec![FrontendKind::ClusterIp, FrontendKind::ExternalIp, FrontendKind::LoadBalancer]);
+    let frontends = prop::collection::btree_map(
+        prop::sample::select(vec!["10.96.0.1:80", "10.96.0.1:81", "10.96.0.2:80", "192.0.2.1:80", "192.0.2.1:30080"]),
+        kind(),
+        0..4,
+    );
+    let fields = (frontends, 0_u16..2, 0_u64..2, 0_u8..3, any::<bool>(), any::<bool>());
+    let service = fields.prop_map(|(frontends, port, created, ranges, is_local, is_ready)| Service {
+        frontends: frontends.into_iter().map(|(at, kind)| (socket(at), kind)).collect(),
+        node_port: (port > 0).then_some(30080),
+        source_ranges: (0..ranges).map(|i| IpNet::new([10, i, 0, 0].into(), 16).unwrap()).collect(),
+        external_policy: if is_local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
+        created,
+        ..service(&[("here", 1, if is_ready { READY } else { TERMINATING }), ("there", 1, READY)])
+    });
+    (0_u8..4, prop::option::weighted(0.7, service))
+}
+
+proptest! {
+    #[test]
+    fn what_is_decided_of_changes_is_what_is_decided_of_all(
+        states in prop::collection::vec((prop::collection::vec(change(), 0..4), any::<bool>()), 1..8),
+    ) {
+        let (mut desired, mut decision) = (Desired::default(), Decision::default());
+        for (changes, is_served) in states {
+            for (i, service) in changes {
+                match service {
+                    Some(service) => desired.set(name(&i.to_string()), Arc::new(service)),
+                    None => desired.remove(&name(&i.to_string())),
+                }
+            }
+            let unserved = Node { node_port_addresses: BTreeSet::new(), ..node() };
+            let node = Arc::new(if is_served { node() } else { unserved });
+            decision = decision.next(&Arc::new(desired.clone()), &node);
+            prop_assert_eq!(&**decision.decided(), &decide(&desired, &node));
+        }
+        for i in 0..4_u8 {
+            desired.remove(&name(&i.to_string()));
+        }
+        prop_assert_eq!(&desired, &Desired::default());
+        let decision = decision.next(&Arc::new(desired), &Arc::new(node()));
+        prop_assert_eq!(&**decision.decided(), &Decided::default());
+    }
 }
 
 #[test]
@@ -217,5 +327,5 @@ fn an_address_is_a_services_alone_unless_the_node_has_it() {
     let decided = decided(&[("a", a), ("b", b)], &node());
     let refuses = abi::VipKey::REFUSES;
     let expected = [("10.96.0.1", refuses), ("10.96.0.2", refuses), ("10.96.0.3", 0)];
-    assert_eq!(decided.vips, expected.map(|(at, flags)| (address(at), flags)).into());
+    assert_eq!(decided.vips, expected.map(|(at, flags)| (address(at), flags)).into_iter().collect());
 }

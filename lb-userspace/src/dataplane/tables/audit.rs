@@ -167,7 +167,8 @@ impl<D: Dataplane> Tables<D> {
     }
 
     fn audit_vips(&mut self, repair: bool) -> Result<Vec<Drift>, DataplaneError> {
-        let (expected, mut found) = (self.applied.vips.clone(), self.dataplane.vips()?);
+        let expected = self.applied.vips.iter().map(|(&address, &flags)| (address, flags)).collect();
+        let mut found = self.dataplane.vips()?;
         found.retain(|&address, _| self.dataplane.is_looked_for(address));
         let set = |dataplane: &mut D, &address: &IpAddr, flags| match flags {
             Some(flags) => dataplane.set_vip(address, flags),

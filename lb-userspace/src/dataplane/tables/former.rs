@@ -151,7 +151,7 @@ impl<D: Dataplane> Tables<D> {
     pub(super) fn recognize(&mut self, wanted: &Decided) {
         let Some(former) = self.former.take() else { return };
         let known: HashMap<_, _> = wanted.services.keys().map(|name| (identity(name).get(), name)).collect();
-        let mut applied = Decided { vips: former.vips, ..Decided::default() };
+        let mut applied = Decided { vips: former.vips.into(), ..Decided::default() };
         let mut names = BTreeMap::new();
         for (id, service) in former.services {
             let name = service.name(&known);

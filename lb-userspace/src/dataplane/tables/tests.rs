@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     dataplane::{memory::Memory, region::Region},
-    model::{Conditions, Desired, Endpoint, FrontendKind, IpFamily, Protocol, Service, Weight},
+    model::{Conditions, Desired, Endpoint, Frontend, FrontendKind, IpFamily, Protocol, Service, Weight},
     policy::{Node, decide},
 };
 
@@ -326,7 +326,7 @@ prop_compose! {
         ready in any::<bool>(), serving in any::<bool>(), terminating in any::<bool>(),
     ) -> Endpoint {
         let conditions = Conditions { ready, serving, terminating };
-        Endpoint { weight: Weight::new(weight).unwrap(), node: None, conditions }
+        Endpoint { weight: Weight::new(weight).unwrap(), conditions, ..Endpoint::READY }
     }
 }
 
@@ -356,6 +356,7 @@ prop_compose! {
             source_ranges: ranges.into_iter().map(range).collect(),
             endpoints: endpoints.into_iter().map(|(j, endpoint)| (([10, 1, 0, j], 80).into(), endpoint)).collect(),
             external_policy, internal_policy, algorithm, affinity,
+            ..Service::default()
         };
         (i, service)
     }

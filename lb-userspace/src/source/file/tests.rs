@@ -98,7 +98,7 @@ fn a_file_becomes_a_service_for_each_port_and_family() {
     let dns = &services[&name("dns", "53", Protocol::Udp, IpFamily::V4)];
     assert_eq!(dns.algorithm, Algorithm::Random);
     assert_eq!(
-        *dns,
+        **dns,
         Service {
             frontends: cluster_ip("10.96.0.53:53"),
             endpoints: [(socket("10.244.1.9:53"), Endpoint::READY)].into(),
@@ -140,8 +140,9 @@ fn the_readmes_example_is_right() {
         affinity: 10_800,
         source_ranges: ["198.51.100.0/24", "2001:db8::/32"].map(|range| range.parse().unwrap()).into(),
         endpoints: endpoints.into(),
+        ..Service::default()
     };
-    assert_eq!(*web, expected);
+    assert_eq!(**web, expected);
     let dns = &services[&name("dns", "53", Protocol::Udp, IpFamily::V6)];
     assert_eq!(dns.affinity, 1_800);
     for field in [FIELDS, PORT_FIELDS, BACKEND_FIELDS].into_iter().flat_map(|fields| fields.split(", ")) {
@@ -359,7 +360,7 @@ fn accepted(fields: &str, warnings: &[&str]) -> Service {
     let loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(loaded.warnings, warnings);
     let (_, service) = loaded.desired.services().iter().find(|(name, _)| name.family == IpFamily::V4).unwrap();
-    service.clone()
+    Service::clone(service)
 }
 
 const REST: &str = "ports: [{ port: 80 }]\nbackends: [10.0.0.9]";

@@ -3,7 +3,7 @@
 //! [`topology`] raises a network of namespaces with a balancer in the middle, [`cluster`] one of nodes with pods.
 //! [`servers`] and [`probe`] put real sockets into it, [`flood`] what no socket sends; [`agent`] runs the real binary there with [`services`] to serve,
 //! and [`traffic`] goes on while something is changed.
-//! [`packet`] builds single packets for tests that need no network.
+//! [`apiserver`] is the Kubernetes that an agent may ask. [`packet`] builds single packets for tests that need no network.
 #![expect(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -13,6 +13,7 @@
 )]
 
 pub mod agent;
+pub mod apiserver;
 pub mod cluster;
 pub mod datapath;
 pub mod flood;

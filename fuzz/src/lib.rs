@@ -20,7 +20,7 @@ pub use self::{admin::admin_socket, packet::packet};
 
 /// A services file: state, or some mistakes, each on a line of its own with its place.
 pub fn services_file(bytes: &[u8]) {
-    match file::parse(Path::new("s.yaml"), bytes) {
+    match file::parse(Path::new("s.yaml"), bytes, None) {
         Ok(loaded) => assert!(loaded.warnings.iter().all(|line| is_placed(line)), "{:?}", loaded.warnings),
         Err(FileError::Invalid(lines)) => {
             assert!(!lines.is_empty() && lines.iter().all(|line| is_placed(line)), "{lines:?}");

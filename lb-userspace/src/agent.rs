@@ -4,6 +4,7 @@ mod interfaces;
 
 use std::{
     collections::HashSet,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -11,7 +12,7 @@ use std::{
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::mpsc,
+    sync::mpsc::{self, error::TrySendError},
     task::JoinSet,
     time::MissedTickBehavior,
 };
@@ -21,7 +22,7 @@ use crate::{
     admin::{
         report::{
             AuditReport, BackendReport, CollectorReport, CounterReport, DriftReport, FrontendReport, HealthReport,
-            Request, Response, ServiceReport, StatusReport, TableReport, VerifyReport,
+            Request, Response, ServiceHealthReport, ServiceReport, StatusReport, TableReport, VerifyReport,
         },
         server::{BindError, Query, Server},
     },
@@ -32,16 +33,16 @@ use crate::{
         kernel::{self, Kernel, Pins, PinsError, Settings, XdpMode},
         tables::{Drift, Tables},
     },
-    model::{Desired, Service, ServiceName, TrafficPolicy},
+    model::{Desired, Endpoint, Service, ServiceName, TrafficPolicy},
     network::{Change, Network, NetworkError, Roles},
     observe::{
-        http::{self, Listen},
+        http::{self, HealthChecks, Listen},
         metrics::Metrics,
     },
     plan::plan,
     policy::{self, Decision, Node},
     privileges::{self, Places, PrivilegesError},
-    source::file::{self, FileError, Update},
+    source::{Loaded, NodeObject, Source, SourceError, Update, file, kubernetes},
     supervisor,
     sysctl::{self, Sysctls},
 };
@@ -54,7 +55,7 @@ pub struct Options {
     /// How what comes in by an uplink is met.
     pub xdp: XdpMode,
     /// Where the services come from.
-    pub services: PathBuf,
+    pub source: Source,
     /// Where the admin socket is.
     pub admin: PathBuf,
     /// Below which directory everything is pinned that outlives the agent.
@@ -81,7 +82,7 @@ pub enum AgentError {
     Privileges(#[from] PrivilegesError),
     /// The services file makes no sense, and there is no last good state.
     #[error(transparent)]
-    Services(#[from] FileError),
+    Services(#[from] SourceError),
     /// The kernel refused.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
@@ -135,12 +136,26 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let (query_sender, mut queries) = mpsc::channel(16);
     // First, so that a second agent ends before it touches anything.
     let server = Server::bind(&options.admin).await?;
-    tokio::spawn(file::watch(options.services.clone(), reload_receiver, update_sender));
+    let is_there = match &options.source {
+        Source::File(path) => {
+            let node = options.roles.node_name.clone();
+            tokio::spawn(file::watch(path.clone(), node, reload_receiver, update_sender));
+            true
+        }
+        // It may be out of reach for hours, in which what a former agent left is as good as it was.
+        Source::Kubernetes(connection) => {
+            tokio::spawn(kubernetes::watch(connection.clone(), update_sender));
+            false
+        }
+    };
     let pins = take_pins(&options.bpffs, &mut signals).await?;
     let Some(pins) = pins else { return Ok(()) };
     let are_new = pins.are_new();
     let places = options.places(&pins);
-    let first = updates.recv().await.ok_or(AgentError::SourceEnded)?;
+    let first = match is_there {
+        true => Some(updates.recv().await.ok_or(AgentError::SourceEnded)?),
+        false => None,
+    };
     let (bpffs, admin) = (options.bpffs.clone(), options.admin.clone());
     let mut agent = match Agent::start(options, pins, first).await {
         Err(error) if are_new => {
@@ -154,6 +169,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let mut servers = JoinSet::new();
     servers.spawn(http::serve_metrics(metrics, query_sender.clone()));
     servers.spawn(http::serve_health(health, query_sender.clone()));
+    let mut health_checks = HealthChecks::new(query_sender.clone());
     servers.spawn(server.serve(query_sender));
     supervisor::ready(&agent.summary());
     let mut ticks = tokio::time::interval(TICK);
@@ -192,9 +208,15 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             Event::Query(query) => drop(query.reply.send(agent.answer(query.request))),
             Event::Reload => {
                 supervisor::reloading();
-                let _waits_already = reload.try_send(());
+                if let Err(TrySendError::Closed(())) = reload.try_send(()) {
+                    // There is nothing to read again: changes come by themselves.
+                    supervisor::ready(&agent.summary());
+                }
             }
             Event::Shutdown => break,
+        }
+        if let Some(desired) = agent.desired() {
+            health_checks.follow(desired.health_checks());
         }
     }
     supervisor::stopping();
@@ -218,7 +240,7 @@ impl Options {
     fn places(&self, pins: &Pins) -> Places {
         // With the socket in it, and the record of what was changed on the host.
         let admin = self.admin.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        Places { read: vec![self.services.clone()], written: vec![admin.to_owned(), pins.directory().to_owned()] }
+        Places { read: self.source.files(), written: vec![admin.to_owned(), pins.directory().to_owned()] }
     }
 }
 
@@ -281,6 +303,8 @@ struct Agent {
     sizes: Sizes,
     /// What the services are decided by.
     node: Arc<Node>,
+    /// What the source knows of it.
+    node_object: NodeObject,
     collector: Collector,
     collect_at: Instant,
     audit: AuditReport,
@@ -313,7 +337,7 @@ struct Agent {
 impl Agent {
     /// Loads, fills the tables, then attaches: the first packet finds all services. Where a former agent left its tables, what
     /// they say stays as it is until the source makes sense.
-    async fn start(options: Options, pins: Pins, first: Update) -> Result<Self, AgentError> {
+    async fn start(options: Options, pins: Pins, first: Option<Update>) -> Result<Self, AgentError> {
         let begin = Instant::now();
         let has_former = !pins.are_new();
         let roles = Roles { uplinks: canonical(&options.roles.uplinks, has_former)?, ..options.roles };
@@ -321,8 +345,9 @@ impl Agent {
         let network = Network::follow(options.roles.clone()).await?;
         network.check_uplinks()?;
         let (first, refused) = match first {
-            Err(error) if has_former => (None, Some(error)),
-            loaded => (Some(loaded?), None),
+            None => (None, None),
+            Some(Err(error)) if has_former => (None, Some(error)),
+            Some(loaded) => (Some(loaded?), None),
         };
         let sizes = options.sizes.settle(kernel::pinned_sizes(&pins)?);
         let mut kernel = Kernel::load_pinned(&sizes, &options.settings, pins)?;
@@ -344,6 +369,7 @@ impl Agent {
             sizes,
             network,
             in_force: None,
+            node_object: NodeObject::default(),
             collector: Collector::new(options.settings.timeouts),
             collect_at: begin + COLLECTION,
             audit: AuditReport::default(),
@@ -356,7 +382,7 @@ impl Agent {
             metrics: Metrics::default(),
             stuck: None,
             revision: u64::from(first.is_some()),
-            refused: None,
+            refused: first.is_none().then(|| "the source has not told all services yet".to_owned()),
             waiting: None,
             lost: HashSet::new(),
             refused_pods: HashSet::new(),
@@ -367,7 +393,13 @@ impl Agent {
         if let Some(error) = refused {
             agent.refuse(&error);
         }
-        let changes = first.as_ref().map_or(Ok(0), |first| agent.enforce(&first.desired))?;
+        let changes = match &first {
+            Some(first) => {
+                agent.know_node(&first.node);
+                agent.enforce(&first.desired)?
+            }
+            None => 0,
+        };
         first.iter().flat_map(|first| &first.warnings).for_each(|warning| warn!("{warning}"));
         agent.attach(has_former)?;
         agent.choose_addresses();
@@ -395,9 +427,18 @@ impl Agent {
         Ok(changes)
     }
 
-    fn apply(&mut self, loaded: &file::Loaded) {
+    /// Takes what the source says of this node.
+    fn know_node(&mut self, object: &NodeObject) {
+        if self.node_object != *object {
+            self.node_object = object.clone();
+            self.node = Arc::new(Node { zone: object.zone.clone(), ..Node::clone(&self.node) });
+        }
+    }
+
+    fn apply(&mut self, loaded: &Loaded) {
         loaded.warnings.iter().for_each(|warning| warn!("{warning}"));
         self.refused = None;
+        self.know_node(&loaded.node);
         if let Err(error) = self.put_in_force(&loaded.desired) {
             self.put_off(Arc::clone(&loaded.desired), &error);
         }
@@ -446,9 +487,23 @@ impl Agent {
     fn health(&self) -> HealthReport {
         HealthReport {
             is_healthy: self.in_force.is_some() && self.stuck.is_none_or(|since| since.elapsed() < STUCK),
-            is_node_eligible: true,
+            is_node_eligible: self.node_object.is_eligible,
             last_updated: humantime::format_rfc3339_millis(self.applied).to_string(),
         }
+    }
+
+    /// What a load balancer that asks on a port is told, if it is to ask there (Kubernetes, `LocalReadyEndpoints` in
+    /// `pkg/proxy/endpointschangetracker.go`).
+    fn service_health(&self, port: u16) -> Option<ServiceHealthReport> {
+        let desired = self.desired()?;
+        let name = desired.health_checks().get(&port)?;
+        let endpoints = desired.ports_of(name).flat_map(|(_, service)| &service.endpoints);
+        let is_here = |&(address, endpoint): &(&SocketAddr, &Endpoint)| {
+            endpoint.conditions.ready && self.node.has_endpoint(address.ip(), endpoint.node.as_deref())
+        };
+        let local: HashSet<_> = endpoints.filter(is_here).map(|(address, _)| address.ip()).collect();
+        let is_healthy = self.health().is_healthy;
+        Some(ServiceHealthReport { service: name.to_string(), local_endpoints: local.len(), is_healthy })
     }
 
     /// Decides anew what is to be served, by the node as it is now.
@@ -489,7 +544,9 @@ impl Agent {
     /// Keeps the last good state, and says why.
     fn refuse(&mut self, error: &dyn std::error::Error) {
         let text = describe(error);
-        error!("the services stay as they were: {text}");
+        if self.refused.as_ref() != Some(&text) {
+            error!("the services stay as they were: {text}");
+        }
         self.refused = Some(text);
     }
 
@@ -519,7 +576,8 @@ impl Agent {
         self.attach_again();
         self.attach_pods();
         self.choose_addresses();
-        let node = self.network.node(self.tables.dataplane().default_addresses());
+        let of_network = self.network.node(self.tables.dataplane().default_addresses());
+        let node = Node { zone: self.node_object.zone.clone(), ..of_network };
         if node != *self.node {
             self.settle(node);
         }
@@ -576,6 +634,10 @@ impl Agent {
                 Err(error) => Response::Error(describe(&error)),
             },
             Request::Health => Response::Health(self.health()),
+            Request::ServiceHealth { port } => self.service_health(port).map_or_else(
+                || Response::Error(format!("no service has its health told on port {port}")),
+                Response::ServiceHealth,
+            ),
             Request::Verify { repair } => match self.verify(repair) {
                 Ok(report) => Response::Verify(report),
                 Err(error) => Response::Error(describe(&error)),
@@ -630,7 +692,7 @@ impl Agent {
             unpinned: kernel.unpinned().map(|error| describe(error)),
             interfaces: self.interfaces(),
             pod_interfaces: self.pod_interfaces(),
-            services_file: self.options.services.clone(),
+            source: self.options.source.to_string(),
             revision: self.revision,
             services: self.services().count() as u64,
             applied_seconds_ago: self.applied.elapsed().unwrap_or_default().as_secs(),

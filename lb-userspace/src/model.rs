@@ -27,6 +27,7 @@ pub struct Desired {
     /// Those who want each thing that only one can have, the one that has it first. Never empty.
     claims: OrdMap<Claim, Vec<Claimant>>,
     addresses: OrdMap<IpAddr, Uses>,
+    health_checks: OrdMap<u16, Arc<str>>,
 }
 
 /// Of several that want the same, the first has it: the oldest, and of those of one age the first by name.
@@ -77,6 +78,8 @@ pub struct Service {
     pub source_ranges: BTreeSet<IpNet>,
     /// Address and port of each endpoint, of the name's family.
     pub endpoints: BTreeMap<SocketAddr, Endpoint>,
+    /// The port that a load balancer asks on whether this node has endpoints of it, where one does.
+    pub health_check: Option<u16>,
     /// When it was made, in seconds since 1970, where its source knows that; 0 elsewhere.
     pub created: u64,
 }
@@ -231,6 +234,9 @@ impl Desired {
             claimants.insert(place, claimant.clone());
             self.count(what, kind, |count| count + 1);
         }
+        if let Some(port) = service.health_check {
+            self.health_checks.insert(port, Arc::clone(&name.name));
+        }
         self.services.insert(name, service);
     }
 
@@ -245,6 +251,12 @@ impl Desired {
                 }
             }
             self.count(what, kind, |count| count.saturating_sub(1));
+        }
+        // Each port of a service has the same one.
+        if let Some(port) = service.health_check
+            && !self.ports_of(&name.name).any(|(_, other)| other.health_check == Some(port))
+        {
+            self.health_checks.remove(&port);
         }
     }
 
@@ -263,6 +275,19 @@ impl Desired {
     /// Every service, in the order of names.
     pub fn services(&self) -> &OrdMap<ServiceName, Arc<Service>> {
         &self.services
+    }
+
+    /// Every port of what its source calls so, of each protocol and family.
+    pub fn ports_of(&self, name: &Arc<str>) -> impl Iterator<Item = (&ServiceName, &Arc<Service>)> {
+        // Nothing comes before this but what is called otherwise.
+        let first =
+            ServiceName { name: Arc::clone(name), port: "".into(), protocol: Protocol::Tcp, family: IpFamily::V4 };
+        self.services.range(first..).take_while(move |(of, _)| of.name == *name)
+    }
+
+    /// The ports on which load balancers ask for endpoints on this node, each with the name of the service.
+    pub fn health_checks(&self) -> &OrdMap<u16, Arc<str>> {
+        &self.health_checks
     }
 
     /// The service that has what only one can have.
@@ -302,6 +327,7 @@ impl Default for Service {
             affinity: 0,
             source_ranges: BTreeSet::new(),
             endpoints: BTreeMap::new(),
+            health_check: None,
             created: 0,
         }
     }

@@ -70,7 +70,7 @@ pub enum PrivilegesError {
 /// What the agent reads and writes for as long as it runs.
 #[derive(Clone, Debug)]
 pub struct Places {
-    /// What it reads again: the services file.
+    /// What it reads again: the services file, or what its source is reached by.
     pub read: Vec<PathBuf>,
     /// Where it makes and removes files.
     pub written: Vec<PathBuf>,
@@ -112,9 +112,9 @@ pub fn settle(places: &Places) -> Result<(), PrivilegesError> {
     Ok(())
 }
 
-/// Gives up everything that a thread does not need which does no more than reading the services file.
-pub fn settle_helper(services: &Path) {
-    let places = Places { read: vec![services.to_owned()], written: Vec::new() };
+/// Gives up everything that a thread does not need which does no more than reading these files.
+pub fn settle_helper(files: &[PathBuf]) {
+    let places = Places { read: files.to_owned(), written: Vec::new() };
     let settled = permitted().and_then(|before| {
         let kept = over_files(&places).into_iter().map(|(capability, _)| capability);
         keep_only(&kept.filter(|it| before.contains(it)).collect())

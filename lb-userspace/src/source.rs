@@ -1,3 +1,79 @@
-//! Where the desired state comes from. A source parses its own format into the validated model,
-//! and yields whole snapshots of it: what is not in the latest one is not wanted any more.
+//! Where services come from. Every source yields whole states of the model.
 pub mod file;
+pub mod kubernetes;
+
+use std::{fmt, path::PathBuf, sync::Arc};
+
+use self::{
+    file::FileError,
+    kubernetes::{Connection, KubernetesError},
+};
+use crate::model::Desired;
+
+/// One source.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A services file.
+    File(PathBuf),
+    /// An API server.
+    Kubernetes(Connection),
+}
+
+/// What a source has to say whenever something changes.
+pub type Update = Result<Loaded, SourceError>;
+
+/// What a source wants.
+#[derive(Clone, Debug, Default)]
+pub struct Loaded {
+    /// The services.
+    pub desired: Arc<Desired>,
+    /// What it knows of this node.
+    pub node: NodeObject,
+    /// What is allowed, but hardly meant: one line each, with its place.
+    pub warnings: Vec<String>,
+}
+
+/// What a source knows of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeObject {
+    /// The zone that it is in.
+    pub zone: Option<Arc<str>>,
+    /// Whether it is to have new traffic from outside: it is not about to go.
+    pub is_eligible: bool,
+}
+
+/// Why a source has nothing to say; what it said last stays.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The services file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The API server.
+    #[error(transparent)]
+    Kubernetes(#[from] KubernetesError),
+}
+
+impl Source {
+    /// The files that it reads for as long as it is followed.
+    pub fn files(&self) -> Vec<PathBuf> {
+        match self {
+            Self::File(path) => vec![path.clone()],
+            Self::Kubernetes(connection) => connection.files(),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Kubernetes(_) => f.write_str("Kubernetes"),
+        }
+    }
+}
+
+impl Default for NodeObject {
+    fn default() -> Self {
+        Self { zone: None, is_eligible: true }
+    }
+}

@@ -238,7 +238,7 @@ fn answer(request: Request) -> Response {
                 attached: 12,
                 refused: 1,
             },
-            services_file: "/etc/wharf/services.yaml".into(),
+            source: "/etc/wharf/services.yaml".into(),
             services: 2,
             revision: 3,
             applied_seconds_ago: 75,
@@ -262,7 +262,7 @@ fn answer(request: Request) -> Response {
             }],
             repaired: repair,
         }),
-        Request::Metrics | Request::Health => unreachable!("no command asks for that"),
+        Request::Metrics | Request::Health | Request::ServiceHealth { .. } => unreachable!("no command asks for that"),
         Request::Backends => Response::Backends(vec![backend("web", "10.1.0.1:8080"), backend("dns", "10.1.0.2:53")]),
     }
 }
@@ -276,7 +276,7 @@ fn status_fits_on_a_screen() {
         "\
 wharf 1.2.3, process 42, running for 2h 5m
 services: /etc/wharf/services.yaml, applied 1m 15s ago
-services error: the file as it is now is not in force
+services error: not all that the source says is in force
   s.yaml:1:1: x
   s.yaml:2:1: y
 

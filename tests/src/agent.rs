@@ -105,7 +105,7 @@ impl Agent {
         let log = NamedTempFile::new_in(home.path()).expect("the directory is ours");
         let mut command = home.command(binary, host, "run");
         let output = log.reopen().and_then(|file| Ok((file.try_clone()?, file))).expect("there are descriptors left");
-        command.arg("--services").arg(home.services()).stdout(output.0).stderr(output.1);
+        command.args(home.source()).stdout(output.0).stderr(output.1);
         // What a machine with little memory would have: many agents run at one time.
         let process = command.args(["--max-flows", "65536"]).args(arguments).spawn().expect("it can be run");
         Self { process, cleanup: home.command(binary, host, "cleanup"), log, home }

@@ -185,7 +185,7 @@ impl Datapath {
 
     /// Serves what this services file says, and does not wait until nobody sees any more what was served before.
     pub fn publish(&mut self, services: &str) {
-        let loaded = file::parse(Path::new("services.yaml"), services.as_bytes())
+        let loaded = file::parse(Path::new("services.yaml"), services.as_bytes(), None)
             .unwrap_or_else(|error| panic!("{error}\n{services}"));
         self.tables.apply(&Arc::new(policy::decide(&loaded.desired, &self.node))).expect("it fits");
     }

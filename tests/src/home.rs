@@ -11,7 +11,7 @@ use std::{
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
-use crate::{agent::binary, topology::Host};
+use crate::{agent::binary, apiserver::ApiServer, topology::Host};
 
 /// The user that [`Home::of_nobody`] is for.
 pub const NOBODY: u32 = 65534;
@@ -28,6 +28,8 @@ pub struct Home {
     bpffs: Option<PathBuf>,
     /// Where a service manager listens, if there is one.
     manager: Option<PathBuf>,
+    /// How to reach the API server, where that is where services come from.
+    kubeconfig: Option<PathBuf>,
 }
 
 impl Home {
@@ -35,7 +37,7 @@ impl Home {
     pub fn new(services: &str) -> Self {
         let directory = tempfile::tempdir().expect("there is room for temporary files");
         fs::write(directory.path().join("services.yaml"), services).expect("the directory is ours");
-        Self { directory, binary: binary(), way: Vec::new(), bpffs: None, manager: None }
+        Self { directory, binary: binary(), way: Vec::new(), bpffs: None, manager: None, kubeconfig: None }
     }
 
     /// Of an agent that runs as an ordinary user who has these capabilities and can get no others, as a service manager runs
@@ -64,6 +66,13 @@ impl Home {
         home
     }
 
+    /// Of an agent that follows an API server.
+    pub fn of_cluster(server: &ApiServer) -> Self {
+        let mut home = Self::new("services: []");
+        home.kubeconfig = Some(server.kubeconfig(home.path()));
+        home
+    }
+
     /// Of an agent that is run by `ip netns exec`, as one does by hand: with a /sys of its own.
     pub fn of_netns_exec(services: &str, host: &Host) -> Self {
         let mut home = Self::new(services);
@@ -83,6 +92,14 @@ impl Home {
     /// The services file.
     pub fn services(&self) -> PathBuf {
         self.path().join("services.yaml")
+    }
+
+    /// What the agent is told of where services come from.
+    pub fn source(&self) -> Vec<OsString> {
+        match &self.kubeconfig {
+            Some(path) => vec!["--kubernetes".into(), "--kubeconfig".into(), path.into()],
+            None => vec!["--services".into(), self.services().into()],
+        }
     }
 
     /// The admin socket.

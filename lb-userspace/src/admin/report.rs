@@ -1,9 +1,6 @@
 //! What the agent tells about itself over the admin socket: the wire format of `status`, `services` and `backends`.
 
-use std::{
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::PathBuf,
-};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -24,6 +21,11 @@ pub enum Request {
     Metrics,
     /// Whether the agent is well.
     Health,
+    /// Whether this node has endpoints of the service that load balancers ask for on a port.
+    ServiceHealth {
+        /// The port.
+        port: u16,
+    },
     /// Whether the maps say what they should.
     Verify {
         /// Whether they are to be made to, where they don't.
@@ -45,6 +47,8 @@ pub enum Response {
     Metrics(String),
     /// To [`Request::Health`].
     Health(HealthReport),
+    /// To [`Request::ServiceHealth`].
+    ServiceHealth(ServiceHealthReport),
     /// To [`Request::Verify`].
     Verify(VerifyReport),
     /// The question could not be answered; the text says why.
@@ -67,8 +71,8 @@ pub struct StatusReport {
     pub interfaces: Vec<InterfaceReport>,
     /// The pod-facing devices.
     pub pod_interfaces: PodInterfacesReport,
-    /// The file that services come from.
-    pub services_file: PathBuf,
+    /// Where services come from: a file's path, or `Kubernetes`.
+    pub source: String,
     /// How many services are in force: ports of one protocol in one IP family.
     pub services: u64,
     /// How many times services were applied: goes up by one with each change that is in force.
@@ -97,6 +101,18 @@ pub struct HealthReport {
     pub is_node_eligible: bool,
     /// When the services were last what the source wants, as RFC 3339 has it.
     pub last_updated: String,
+}
+
+/// Whether this node has endpoints of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceHealthReport {
+    /// The service, as `namespace/name`.
+    pub service: String,
+    /// How many addresses of endpoints on this node are ready.
+    pub local_endpoints: usize,
+    /// Whether the agent is well.
+    pub is_healthy: bool,
 }
 
 /// Whether the maps say what they should.

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
 use crate::{
     cli::print,
     model::Desired,
-    source::file::{self, Loaded},
+    source::{Loaded, file},
 };
 
 #[derive(Debug, clap::Args)]
@@ -15,8 +15,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(Args { file }: &Args) -> anyhow::Result<ExitCode> {
-    match file::load(file) {
-        Ok(Loaded { desired, warnings }) => {
+    match file::load(file, None) {
+        Ok(Loaded { desired, warnings, .. }) => {
             for warning in warnings {
                 eprintln!("warning: {warning}");
             }

@@ -1,6 +1,6 @@
 //! `wharf run`: the agent.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{fs, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use lb_common::flow::{Tick, Timeouts};
@@ -13,6 +13,7 @@ use crate::{
     network::{NodePorts, Roles},
     observe::http::{self, Listen},
     privileges,
+    source::{Source, kubernetes::Connection},
 };
 
 #[derive(Debug, clap::Args)]
@@ -21,14 +22,23 @@ pub(super) struct Args {
     /// An interface that clients and backends are reached by; may be given several times
     #[arg(long = "interface", value_name = "IF", required = true)]
     interfaces: Vec<String>,
-    /// The services file; it is read again when it changes, and on SIGHUP
-    #[arg(long, value_name = "FILE")]
-    services: PathBuf,
+    /// The services file, of Wharf's own form or of Kubernetes objects; it is read again when it changes, and on SIGHUP
+    #[arg(long, value_name = "FILE", required_unless_present = "kubernetes", conflicts_with = "kubernetes")]
+    services: Option<PathBuf>,
+    /// Follow the Services and EndpointSlices of a Kubernetes cluster
+    #[arg(long)]
+    kubernetes: bool,
+    /// How to reach the API server; without it, as a pod finds it [requires: --kubernetes]
+    #[arg(long, value_name = "FILE", requires = "kubernetes")]
+    kubeconfig: Option<PathBuf>,
+    /// The API server's URL, in place of the one found otherwise; not one that Wharf balances itself
+    #[arg(long, value_name = "URL", requires = "kubernetes")]
+    master: Option<String>,
     /// Where other commands reach the agent
     #[arg(long, value_name = "PATH", default_value = admin::DEFAULT_SOCKET)]
     admin: PathBuf,
-    /// The name of this node, as endpoints of services say on which node they are
-    #[arg(long, value_name = "NAME")]
+    /// The name of this node, as endpoints of services say on which node they are [default with --kubernetes: the host's name]
+    #[arg(long, value_name = "NAME", alias = "hostname-override")]
     node_name: Option<String>,
     /// On which of the node's addresses a NodePort is served: ranges with commas between them, or `primary` for the one of
     /// each family that packets leave the first interface with [default: all]
@@ -59,9 +69,9 @@ pub(super) struct Args {
     /// Where `/metrics` is to be had over HTTP; empty: nowhere
     #[arg(long, value_name = "ADDRESS[:PORT]", default_value_t = http::DEFAULT_METRICS, value_parser = Listen::metrics)]
     metrics_bind_address: Listen,
-    /// Where `/healthz` and `/livez` are to be had over HTTP; empty: nowhere
-    #[arg(long, value_name = "ADDRESS[:PORT]", default_value = "", value_parser = Listen::health)]
-    healthz_bind_address: Listen,
+    /// Where `/healthz` and `/livez` are to be had over HTTP; empty: nowhere [default: port 10256 with --kubernetes, else nowhere]
+    #[arg(long, value_name = "ADDRESS[:PORT]", value_parser = Listen::health)]
+    healthz_bind_address: Option<Listen>,
 }
 
 impl Args {
@@ -80,30 +90,52 @@ impl Args {
     }
 }
 
+/// How this host is called, as kubelet calls its node (Kubernetes, `GetHostname` in `pkg/util/node`).
+fn host_name() -> anyhow::Result<Arc<str>> {
+    let name =
+        fs::read_to_string("/proc/sys/kernel/hostname").context("the host's name is not known; give --node-name")?;
+    Ok(name.trim().to_lowercase().into())
+}
+
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let settings = args.settings();
+    let node_name = match &args.node_name {
+        Some(name) => Some(name.as_str().into()),
+        None if args.kubernetes => Some(host_name()?),
+        None => None,
+    };
+    let source = match args.services {
+        Some(path) => Source::File(path),
+        None => Source::Kubernetes(Connection {
+            kubeconfig: args.kubeconfig,
+            master: args.master,
+            node_name: node_name.clone(),
+        }),
+    };
+    let health = if args.kubernetes { http::any(http::HEALTH_PORT) } else { Listen(None) };
     let options = Options {
-        settings: args.settings(),
+        settings,
         roles: Roles {
             uplinks: args.interfaces,
             pod_interfaces: args.host.pod_interfaces,
-            node_name: args.node_name.map(Into::into),
+            node_name,
             node_ports: args.nodeport_addresses.unwrap_or_default(),
         },
         xdp: args.host.xdp,
-        services: args.services,
+        source,
         admin: args.admin,
         bpffs: args.host.bpffs,
         keep: args.keep,
         sizes: args.sizes,
         keep_sysctls: args.host.keep_sysctls,
         metrics: args.metrics_bind_address,
-        health: args.healthz_bind_address,
+        health: args.healthz_bind_address.unwrap_or(health),
     };
-    let services = options.services.clone();
+    let files = options.source.files();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // Of threads beside the agent's own, all that there are read files.
-        .on_thread_start(move || privileges::settle_helper(&services))
+        .on_thread_start(move || privileges::settle_helper(&files))
         .build()
         .context("the event loop could not be set up")?;
     runtime.block_on(agent::run(options))?;

@@ -42,10 +42,10 @@ fn text(status: &StatusReport) -> String {
 fn head(status: &StatusReport) -> String {
     let StatusReport { version, pid, .. } = status;
     let running = duration(status.uptime_seconds);
-    let file = status.services_file.display();
+    let source = &status.source;
     let applied = duration(status.applied_seconds_ago);
     let error = status.services_error.as_ref().map_or(String::new(), |error| {
-        format!("services error: the file as it is now is not in force\n  {}\n", error.replace('\n', "\n  "))
+        format!("services error: not all that the source says is in force\n  {}\n", error.replace('\n', "\n  "))
     });
     let unpinned = status.unpinned.as_ref().map_or(String::new(), |why| format!("not everything is pinned: {why}\n"));
     let audit = match status.audit.repaired {
@@ -54,7 +54,7 @@ fn head(status: &StatusReport) -> String {
     };
     format!(
         "wharf {version}, process {pid}, running for {running}\n\
-         services: {file}, applied {applied} ago\n\
+         services: {source}, applied {applied} ago\n\
          {error}{unpinned}{audit}"
     )
 }

@@ -13,7 +13,7 @@ use crate::{
         NetworkError, Roles,
         survey::{InfoKind, Link, NeighbourState, Survey, Way},
     },
-    source::file::{self, Loaded},
+    source::{Loaded, file},
 };
 
 /// What is so.
@@ -64,7 +64,7 @@ const LOOKED_AT: usize = 2000;
 impl Facts {
     pub(super) async fn gather(survey: &Survey, roles: &Roles, services: Option<&Path>) -> Result<Self, NetworkError> {
         let gateways = survey.gateways().await?;
-        let services = match services.map(file::load) {
+        let services = match services.map(|path| file::load(path, roles.node_name.as_deref())) {
             None => Services::NotGiven,
             Some(Err(error)) => Services::Wrong(error.to_string()),
             Some(Ok(Loaded { desired, .. })) => {

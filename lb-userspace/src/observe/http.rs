@@ -1,8 +1,10 @@
 //! The HTTP endpoints, where kube-proxy has them: `/metrics` and `/proxyMode` on one port, `/healthz` and `/livez` on another.
 
 use std::{
+    collections::HashMap,
     fmt,
-    net::{AddrParseError, IpAddr, Ipv4Addr, SocketAddr},
+    net::{AddrParseError, IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
     str::FromStr,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -11,7 +13,7 @@ use std::{
 use axum::{
     Router,
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderName, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -20,10 +22,12 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use imbl::{OrdMap, ordmap::DiffItem};
 use serde_json::json;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, mpsc},
+    task::JoinHandle,
     time,
 };
 use tracing::{info, warn};
@@ -37,7 +41,8 @@ use crate::admin::{
 pub const DEFAULT_METRICS: Listen = Listen(Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), METRICS_PORT)));
 
 const METRICS_PORT: u16 = 10249;
-const HEALTH_PORT: u16 = 10256;
+/// Where health is told unless said otherwise, on all addresses: kube-proxy's place.
+pub const HEALTH_PORT: u16 = 10256;
 
 /// Connections at one time to one port; who comes later waits in the kernel's queue.
 const CONNECTIONS: usize = 64;
@@ -94,6 +99,80 @@ pub async fn serve_metrics(at: Listen, queries: mpsc::Sender<Query>) {
 pub async fn serve_health(at: Listen, queries: mpsc::Sender<Query>) {
     let router = Router::new().route("/healthz", get(healthz)).route("/livez", get(livez)).with_state(queries);
     serve("health", "--healthz-bind-address", at, router).await;
+}
+
+/// The ports on which load balancers ask whether this node has endpoints of a service; closed on drop.
+#[derive(Debug)]
+pub struct HealthChecks {
+    queries: mpsc::Sender<Query>,
+    known: OrdMap<u16, Arc<str>>,
+    servers: HashMap<u16, JoinHandle<()>>,
+}
+
+impl HealthChecks {
+    /// None yet; `queries` leads to the agent's loop.
+    pub fn new(queries: mpsc::Sender<Query>) -> Self {
+        Self { queries, known: OrdMap::new(), servers: HashMap::new() }
+    }
+
+    /// Listens on these ports, and on no others.
+    pub fn follow(&mut self, wanted: &OrdMap<u16, Arc<str>>) {
+        for change in self.known.diff(wanted) {
+            match change {
+                DiffItem::Add(&port, service) => {
+                    let router = Router::new().fallback(service_health).with_state((port, self.queries.clone()));
+                    let what = format!("health of {service}");
+                    let server =
+                        async move { serve(&what, "the service's healthCheckNodePort", any(port), router).await };
+                    self.servers.insert(port, tokio::spawn(server));
+                }
+                DiffItem::Remove(port, _) => {
+                    if let Some(server) = self.servers.remove(port) {
+                        server.abort();
+                    }
+                }
+                // Whose port it is, is asked for each time.
+                DiffItem::Update { .. } => {}
+            }
+        }
+        self.known = wanted.clone();
+    }
+}
+
+impl Drop for HealthChecks {
+    fn drop(&mut self) {
+        self.servers.values().for_each(JoinHandle::abort);
+    }
+}
+
+/// All addresses of this host, of both families where it has both.
+pub fn any(port: u16) -> Listen {
+    let has_ipv6 = Path::new("/proc/net/if_inet6").exists();
+    let ip = if has_ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
+    Listen(Some(SocketAddr::new(ip, port)))
+}
+
+/// As kube-proxy answers (Kubernetes, `pkg/proxy/healthcheck/service_health.go`).
+async fn service_health(State((port, queries)): State<(u16, mpsc::Sender<Query>)>) -> Response {
+    let report = match Query::ask(Request::ServiceHealth { port }, &queries).await {
+        report::Response::ServiceHealth(report) => report,
+        other => return unavailable(&other),
+    };
+    let is_good = report.is_healthy && report.local_endpoints > 0;
+    let status = if is_good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let (namespace, name) = report.service.split_once('/').unwrap_or(("", &report.service));
+    let body = json!({
+        "service": { "namespace": namespace, "name": name },
+        "localEndpoints": report.local_endpoints,
+        "serviceProxyHealthy": report.is_healthy,
+    });
+    let weight = report.local_endpoints.to_string();
+    let headers = [
+        (header::CONTENT_TYPE, "application/json"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (HeaderName::from_static("x-load-balancing-endpoint-weight"), &weight),
+    ];
+    (status, headers, body.to_string()).into_response()
 }
 
 async fn metrics(State(queries): State<mpsc::Sender<Query>>) -> Response {

@@ -11,6 +11,9 @@
 //!
 //! A file is read in two steps. `wire` takes it apart and stops at the first thing of the wrong shape; `validate`
 //! asks whether it makes sense, and reports every mistake. Either way a file with a mistake yields no state at all.
+//!
+//! A file may have Kubernetes objects instead (`objects`), as `kubectl get services,endpointslices -A -o yaml` prints them.
+mod objects;
 mod remarks;
 #[cfg(test)]
 mod tests;
@@ -26,20 +29,11 @@ use std::{
     sync::Arc,
 };
 
-pub use self::watch::{Update, watch};
-use crate::model::Desired;
+pub use self::watch::watch;
+use super::{Loaded, NodeObject, kubernetes};
 
 /// Bytes of a file that may be read; a file of 100,000 services has a tenth of it.
 const MAX_BYTES: u64 = 256 << 20;
-
-/// What a services file says.
-#[derive(Debug)]
-pub struct Loaded {
-    /// The services.
-    pub desired: Arc<Desired>,
-    /// What is allowed, but hardly meant: one line each, with its place.
-    pub warnings: Vec<String>,
-}
 
 /// Why a services file yields no state. Its text is one line for each mistake, with file, line, column and field.
 #[derive(Debug, thiserror::Error)]
@@ -57,16 +51,22 @@ pub enum FileError {
     Invalid(Vec<String>),
 }
 
-/// Reads and parses a services file.
-pub fn load(path: &Path) -> Result<Loaded, FileError> {
-    parse(path, &read(path)?)
+/// Reads and parses a services file, for the node that is called so.
+pub fn load(path: &Path, node: Option<&str>) -> Result<Loaded, FileError> {
+    parse(path, &read(path)?, node)
 }
 
-/// Parses the content of a services file; `name` is what messages call it.
-pub fn parse(name: &Path, bytes: &[u8]) -> Result<Loaded, FileError> {
-    let findings = validate::validate(&wire::decode(bytes).map_err(|mistake| FileError::Invalid(mistake.lines(name)))?);
+/// Parses the content of a services file, for the node that is called so; `name` is what messages call the file.
+pub fn parse(name: &Path, bytes: &[u8], node: Option<&str>) -> Result<Loaded, FileError> {
+    let wrong = |mistake: remarks::Remarks| FileError::Invalid(mistake.lines(name));
+    let text = wire::text(bytes).map_err(wrong)?;
+    if let Some(objects) = objects::decode(text) {
+        return Ok(kubernetes::read(objects.map_err(wrong)?, node));
+    }
+    let findings = validate::validate(&wire::decode(text).map_err(wrong)?);
     if findings.mistakes.is_empty() {
-        Ok(Loaded { desired: Arc::new(findings.desired), warnings: findings.warnings.lines(name) })
+        let (desired, warnings) = (Arc::new(findings.desired), findings.warnings.lines(name));
+        Ok(Loaded { desired, node: NodeObject::default(), warnings })
     } else {
         Err(FileError::Invalid(findings.mistakes.lines(name)))
     }

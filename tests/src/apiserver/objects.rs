@@ -148,9 +148,10 @@ impl<Kind> From<Draft<Kind>> for Value {
 
 impl Draft<Service> {
     /// The same with these addresses in the cluster, and with their families.
-    pub fn cluster_ips<const N: usize>(mut self, ips: [&str; N]) -> Self {
+    pub fn cluster_ips<const N: usize>(mut self, ips: [impl ToString; N]) -> Self {
+        let ips = ips.map(|ip| ip.to_string());
         let spec = &mut self.object["spec"];
-        spec["clusterIP"] = ips.first().copied().unwrap_or("None").into();
+        spec["clusterIP"] = ips.first().map_or("None", String::as_str).into();
         spec["clusterIPs"] = json!(ips.as_slice());
         spec["ipFamilies"] = ips.iter().map(|ip| family(ip)).collect();
         spec["ipFamilyPolicy"] = if N == 2 { "RequireDualStack" } else { "SingleStack" }.into();
@@ -192,7 +193,8 @@ impl Draft<Service> {
     }
 
     /// The same, of type `LoadBalancer`, with these addresses of a load balancer.
-    pub fn load_balancer<const N: usize>(mut self, ips: [&str; N]) -> Self {
+    pub fn load_balancer<const N: usize>(mut self, ips: [impl ToString; N]) -> Self {
+        let ips = ips.map(|ip| ip.to_string());
         let ingress = ips.iter().map(|ip| json!({ "ip": ip, "ipMode": "VIP" })).collect();
         self.object["status"]["loadBalancer"] =
             if ips.is_empty() { json!({}) } else { json!({ "ingress": Value::Array(ingress) }) };
@@ -237,7 +239,8 @@ impl Draft<Slice> {
     }
 
     /// The same with one more endpoint, which is ready; the slice is one of its family.
-    pub fn endpoint(mut self, address: &str) -> Self {
+    pub fn endpoint(mut self, address: impl ToString) -> Self {
+        let address = address.to_string();
         let ready = json!({ "ready": true, "serving": true, "terminating": false });
         let pod = format!("pod-{}", address.replace(['.', ':'], "-"));
         let namespace = self.object["metadata"]["namespace"].clone();
@@ -247,7 +250,7 @@ impl Draft<Slice> {
             "endpoints",
             json!({ "addresses": [address], "conditions": ready, "targetRef": target }),
         );
-        self.set("addressType", family(address))
+        self.set("addressType", family(&address))
     }
 
     /// The endpoint is on this node.

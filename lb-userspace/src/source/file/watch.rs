@@ -10,6 +10,7 @@ use std::{
     io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -22,10 +23,8 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{FileError, Loaded, parse, read};
-
-/// The file as it is now.
-pub type Update = Result<Loaded, FileError>;
+use super::{FileError, parse, read};
+use crate::source::{SourceError, Update};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(500);
@@ -34,7 +33,14 @@ const LOOK: Duration = Duration::from_millis(500);
 ///
 /// The first update comes at once; after that one for each change of the content, and one for each message on
 /// `reload`, changed or not.
-pub async fn watch(path: PathBuf, mut reload: mpsc::Receiver<()>, updates: mpsc::Sender<Update>) {
+///
+/// It is read for the node that is called so.
+pub async fn watch(
+    path: PathBuf,
+    node: Option<Arc<str>>,
+    mut reload: mpsc::Receiver<()>,
+    updates: mpsc::Sender<Update>,
+) {
     let mut directory = Directory::of(&path);
     let mut looks = time::interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -43,15 +49,17 @@ pub async fn watch(path: PathBuf, mut reload: mpsc::Receiver<()>, updates: mpsc:
     loop {
         // On a thread of its own: a large file takes a second.
         let looked = task::spawn_blocking({
-            let path = path.clone();
-            move || look(&path, known, why)
+            let (path, node) = (path.clone(), node.clone());
+            move || look(&path, node.as_deref(), known, why)
         });
         let update = match looked.await {
             Ok((now, update)) => {
                 known = now;
                 update
             }
-            Err(panicked) => Some(Err(FileError::Read { path: path.clone(), cause: io::Error::other(panicked) })),
+            Err(panicked) => {
+                Some(Err(FileError::Read { path: path.clone(), cause: io::Error::other(panicked) }.into()))
+            }
         };
         if let Some(update) = update
             && updates.send(update).await.is_err()
@@ -97,7 +105,7 @@ struct Known {
 /// What tells two states of a file apart without reading it: device, inode, change time in seconds and nanoseconds, size.
 type Stamp = (u64, u64, i64, i64, u64);
 
-fn look(path: &Path, mut known: Known, why: Why) -> (Known, Option<Update>) {
+fn look(path: &Path, node: Option<&str>, mut known: Known, why: Why) -> (Known, Option<Update>) {
     let stamp = path.metadata().ok().map(|m| (m.dev(), m.ino(), m.ctime(), m.ctime_nsec(), m.size()));
     let is_due = match why {
         Why::Asked | Why::Written => true,
@@ -114,7 +122,8 @@ fn look(path: &Path, mut known: Known, why: Why) -> (Known, Option<Update>) {
     let mut hasher = DefaultHasher::new();
     content.as_ref().map_err(ToString::to_string).hash(&mut hasher);
     let is_new = known.content.replace(hasher.finish()) != Some(hasher.finish());
-    let update = (is_new || why == Why::Asked).then(|| content.and_then(|bytes| parse(path, &bytes)));
+    let parsed = || content.and_then(|bytes| parse(path, &bytes, node)).map_err(SourceError::from);
+    let update = (is_new || why == Why::Asked).then(parsed);
     (known, update)
 }
 
@@ -197,7 +206,7 @@ mod tests {
             lay_out(directory.path());
             let (reload, requests) = mpsc::channel(1);
             let (sender, updates) = mpsc::channel(1);
-            tokio::spawn(watch(directory.path().join(file), requests, sender));
+            tokio::spawn(watch(directory.path().join(file), None, requests, sender));
             Self { directory, reload, updates }
         }
 

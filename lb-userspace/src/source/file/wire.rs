@@ -102,14 +102,18 @@ pub(super) struct Conditions {
     pub(super) terminating: Text,
 }
 
-/// Takes a file apart; stops at the first thing that has the wrong shape.
-pub(super) fn decode(bytes: &[u8]) -> Result<Vec<At<Service>>, Remarks> {
-    let text = str::from_utf8(bytes).map_err(|error| {
+/// The text of a file.
+pub(super) fn text(bytes: &[u8]) -> Result<&str, Remarks> {
+    str::from_utf8(bytes).map_err(|error| {
         let good = String::from_utf8_lossy(bytes.get(..error.valid_up_to()).unwrap_or_default());
         let (lines, last) = (good.matches('\n').count(), good.rsplit('\n').next().unwrap_or_default());
         let at = Position { line: lines as u64 + 1, column: last.chars().count() as u64 + 1 };
         Remarks::one(at, "not UTF-8 text".to_owned())
-    })?;
+    })
+}
+
+/// Takes a file apart; stops at the first thing that has the wrong shape.
+pub(super) fn decode(text: &str) -> Result<Vec<At<Service>>, Remarks> {
     let file: File = serde_saphyr::from_str_with_options(text, options()).map_err(|error| {
         let at = error.location().map_or(Position::START, Position::from);
         let path = path_of_error(text);
@@ -123,7 +127,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Vec<At<Service>>, Remarks> {
 
 /// Room for the largest clusters. What bounds hostile input stays: nesting 64 deep, a million nodes out of aliases;
 /// the number of nodes bounds the memory, at some 150 bytes each.
-fn options() -> Options {
+pub(super) fn options() -> Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_nodes: 8_000_000,
@@ -156,14 +160,10 @@ fn spell(path: &Path) -> String {
 }
 
 /// The parser's message, or a better one.
-fn explain(error: &Error) -> String {
+pub(super) fn explain(error: &Error) -> String {
     match error {
         Error::SerdeUnknownField { field, expected, .. } => match field.as_str() {
             "clusterIP" | "clusterIPs" => "the list of cluster IPs is called `addresses` here".to_owned(),
-            "apiVersion" | "kind" => {
-                "this version of Wharf reads no Kubernetes objects yet; write `services:` and a list of services"
-                    .to_owned()
-            }
             field => format!("`{}` is no field; the fields here are {}", value::shown(field), expected.join(", ")),
         },
         Error::Unexpected { expected: "sequence start", .. } => "a list is expected here".to_owned(),

@@ -16,7 +16,7 @@ use lb_common::{
 use lb_userspace::{
     dataplane::{Sizes, collect::Collector, kernel::Settings},
     policy::{self, Decided, Node},
-    source::file,
+    source::{Loaded, file},
 };
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
@@ -77,7 +77,7 @@ fn change(datapath: &mut Datapath, services: u32, backends: u32) -> Result<Chang
         }
         text
     };
-    let parse = |text: &str| file::parse(Path::new("services.yaml"), text.as_bytes());
+    let parse = |text: &str| file::parse(Path::new("services.yaml"), text.as_bytes(), None);
     let (all, but_one) = (file(None), file(Some(services / 2)));
     let begin = Instant::now();
     let all = parse(&all)?;
@@ -93,7 +93,7 @@ fn change(datapath: &mut Datapath, services: u32, backends: u32) -> Result<Chang
 }
 
 /// What is to be served of a file, on a node without addresses.
-fn decided(loaded: &file::Loaded) -> Arc<Decided> {
+fn decided(loaded: &Loaded) -> Arc<Decided> {
     Arc::new(policy::decide(&loaded.desired, &Node::default()))
 }
 

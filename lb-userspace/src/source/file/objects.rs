@@ -1,0 +1,39 @@
+//! Kubernetes objects in place of a services file: YAML of one document or many, or JSON, as kubectl prints them.
+
+use serde::Deserialize;
+
+use super::{
+    remarks::{Position, Remarks},
+    value, wire,
+};
+use crate::source::kubernetes::Object;
+
+/// What tells an object from a services file.
+#[derive(Deserialize)]
+struct Kind {
+    kind: Option<String>,
+}
+
+/// The objects in a file; `None` if it is not one of objects.
+pub(super) fn decode(text: &str) -> Option<Result<Vec<Object>, Remarks>> {
+    if text.trim_start().starts_with('{') {
+        let kind = serde_json::from_str::<Kind>(text).ok()?.kind;
+        return kind.map(|_| from_json(text));
+    }
+    let is_of_objects = |line: &str| line.starts_with("kind:") || line.starts_with("apiVersion:");
+    text.lines().any(is_of_objects).then(|| from_yaml(text))
+}
+
+fn from_json(text: &str) -> Result<Vec<Object>, Remarks> {
+    serde_json::from_str(text).map(|object| vec![object]).map_err(|error| {
+        let at = Position { line: error.line() as u64, column: error.column() as u64 };
+        Remarks::one(at, value::shown(&error.to_string()))
+    })
+}
+
+fn from_yaml(text: &str) -> Result<Vec<Object>, Remarks> {
+    serde_saphyr::from_multiple_with_options(text, wire::options()).map_err(|error| {
+        let at = error.location().map_or(Position::START, Position::from);
+        Remarks::one(at, wire::explain(&error))
+    })
+}

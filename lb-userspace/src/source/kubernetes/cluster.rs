@@ -1,0 +1,178 @@
+//! The services of a cluster, put together of objects that come in any order. A change touches the Service that it is about,
+//! and no other.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    sync::Arc,
+};
+
+use k8s_openapi::api::{
+    core::v1::{Node, Service},
+    discovery::v1::EndpointSlice,
+};
+
+use super::convert::{self, Draft, ObjectName, Slice};
+use crate::{
+    model::{self, Desired},
+    source::{Loaded, NodeObject},
+};
+
+/// Services, slices, and the node that this is.
+#[derive(Debug, Default)]
+pub struct Cluster {
+    node_name: Option<Arc<str>>,
+    node: NodeObject,
+    /// The ports of each Service.
+    services: BTreeMap<ObjectName, Vec<Draft>>,
+    /// The slices of each Service, by their own names: it may not be there yet.
+    slices: BTreeMap<ObjectName, BTreeMap<ObjectName, Slice>>,
+    /// The Service of each slice.
+    owners: BTreeMap<ObjectName, ObjectName>,
+    /// What has been made of all that, but for what has changed since.
+    desired: Desired,
+    changed: BTreeSet<ObjectName>,
+    /// What was told of each Service that could not be served.
+    warnings: BTreeMap<ObjectName, Vec<String>>,
+    new_warnings: Vec<String>,
+}
+
+impl Cluster {
+    /// A cluster of which nothing is known but how this node is called.
+    pub fn new(node_name: Option<Arc<str>>) -> Self {
+        Self { node_name, ..Self::default() }
+    }
+
+    /// A Service is there, or has changed.
+    pub fn set_service(&mut self, service: &Service) {
+        let name = convert::object_name(&service.metadata);
+        let mut warnings = Vec::new();
+        let drafts = convert::drafts(service, &mut warnings);
+        self.warn(&name, warnings);
+        if drafts.is_empty() {
+            self.forget_service(&name);
+        } else if self.services.get(&name) != Some(&drafts) {
+            self.retract(&name);
+            self.services.insert(Arc::clone(&name), drafts);
+            self.changed.insert(name);
+        }
+    }
+
+    /// A Service is gone.
+    pub fn remove_service(&mut self, service: &Service) {
+        self.forget_service(&convert::object_name(&service.metadata));
+    }
+
+    /// There are no other Services than those with these names.
+    pub(super) fn keep_services(&mut self, names: &BTreeSet<ObjectName>) {
+        let gone: Vec<_> = self.services.keys().filter(|name| !names.contains(*name)).cloned().collect();
+        gone.iter().for_each(|name| self.forget_service(name));
+    }
+
+    fn forget_service(&mut self, name: &ObjectName) {
+        self.retract(name);
+        self.services.remove(name);
+        self.warnings.remove(name);
+        self.changed.remove(name);
+    }
+
+    /// Takes back what was made of a Service.
+    fn retract(&mut self, name: &ObjectName) {
+        for draft in self.services.get(name).into_iter().flatten() {
+            self.desired.remove(&draft.name);
+        }
+    }
+
+    /// A slice is there, or has changed; it may be another Service's now.
+    pub fn set_slice(&mut self, object: &EndpointSlice) {
+        let name = convert::object_name(&object.metadata);
+        let Some(slice) = convert::slice(object) else { return self.forget_slice(&name) };
+        let owner = Arc::clone(&slice.service);
+        if self.owners.get(&name).is_some_and(|before| *before != owner) {
+            self.forget_slice(&name);
+        }
+        let of_service = self.slices.entry(Arc::clone(&owner)).or_default();
+        if of_service.get(&name) != Some(&slice) {
+            of_service.insert(Arc::clone(&name), slice);
+            self.changed.insert(Arc::clone(&owner));
+        }
+        self.owners.insert(name, owner);
+    }
+
+    /// A slice is gone.
+    pub fn remove_slice(&mut self, slice: &EndpointSlice) {
+        self.forget_slice(&convert::object_name(&slice.metadata));
+    }
+
+    /// There are no other slices than those with these names.
+    pub(super) fn keep_slices(&mut self, names: &BTreeSet<ObjectName>) {
+        let gone: Vec<_> = self.owners.keys().filter(|name| !names.contains(*name)).cloned().collect();
+        gone.iter().for_each(|name| self.forget_slice(name));
+    }
+
+    fn forget_slice(&mut self, name: &ObjectName) {
+        let Some(owner) = self.owners.remove(name) else { return };
+        if let Some(slices) = self.slices.get_mut(&owner) {
+            slices.remove(name);
+            if slices.is_empty() {
+                self.slices.remove(&owner);
+            }
+        }
+        self.changed.insert(owner);
+    }
+
+    /// A node is there, or has changed. Others than this one are of no concern.
+    pub fn set_node(&mut self, node: &Node) {
+        let name = node.metadata.name.as_deref();
+        if name.is_some() && name == self.node_name.as_deref() {
+            self.node = convert::node(node);
+        }
+    }
+
+    /// This node is not of the cluster any more, and so takes no new traffic from outside. Its zone stays.
+    pub(super) fn remove_node(&mut self) {
+        self.node.is_eligible = false;
+    }
+
+    /// What is wanted now.
+    pub fn loaded(&mut self) -> Loaded {
+        for name in mem::take(&mut self.changed) {
+            self.make(&name);
+        }
+        Loaded {
+            desired: Arc::new(self.desired.clone()),
+            node: self.node.clone(),
+            warnings: mem::take(&mut self.new_warnings),
+        }
+    }
+
+    /// Makes services of a Service and its slices.
+    fn make(&mut self, name: &ObjectName) {
+        let mut warnings = Vec::new();
+        for draft in self.services.get(name).into_iter().flatten() {
+            let slices = self.slices.get(name).into_iter().flat_map(BTreeMap::values);
+            let endpoints = convert::endpoints(draft, slices, &mut warnings);
+            let service = model::Service { endpoints, ..draft.service.clone() };
+            if self.desired.services().get(&draft.name).is_none_or(|before| **before != service) {
+                self.desired.set(draft.name.clone(), Arc::new(service));
+            }
+        }
+        if !warnings.is_empty() {
+            self.warn(name, warnings);
+        }
+    }
+
+    /// Says what was not said before.
+    fn warn(&mut self, name: &ObjectName, warnings: Vec<String>) {
+        let said = self.warnings.entry(Arc::clone(name)).or_default();
+        for warning in warnings {
+            if !said.contains(&warning) {
+                said.push(warning.clone());
+                self.new_warnings.push(warning);
+            }
+        }
+        if said.is_empty() {
+            self.warnings.remove(name);
+        }
+    }
+}

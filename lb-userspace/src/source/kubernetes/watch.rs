@@ -1,0 +1,306 @@
+//! Follows an API server.
+//!
+//! Nothing is said before all first lists are complete. From then on each change is said as soon as the agent takes it, and
+//! changes that come meanwhile are said together. While the server can't be reached, what was said last stays.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::StreamExt as _;
+use k8s_openapi::{
+    api::{
+        core::v1::{Node, Service},
+        discovery::v1::EndpointSlice,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{
+    Api, Client, Config, Resource,
+    config::{KubeConfigOptions, Kubeconfig},
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, Event, watcher},
+    },
+};
+use serde::de::DeserializeOwned;
+use tokio::{
+    sync::mpsc,
+    time::{sleep, sleep_until},
+};
+use tracing::info;
+
+use super::{
+    cluster::Cluster,
+    convert::{HEADLESS, ObjectName, PROXY_NAME, object_name},
+};
+use crate::source::Update;
+
+/// How to reach the API server, and which node this is.
+#[derive(Clone, Debug, Default)]
+pub struct Connection {
+    /// A kubeconfig; where there is none, what a pod finds in its own file system and environment.
+    pub kubeconfig: Option<PathBuf>,
+    /// The server's URL, in place of the one that is found there.
+    pub master: Option<String>,
+    /// How this node is called.
+    pub node_name: Option<Arc<str>>,
+}
+
+/// What a service account is known by; read again, as it is replaced now and then.
+const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+
+impl Connection {
+    /// The files that it may read again.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        vec![self.kubeconfig.clone().unwrap_or_else(|| TOKEN.into())]
+    }
+}
+
+/// Why nothing can be said.
+#[derive(Debug, thiserror::Error)]
+pub enum KubernetesError {
+    /// There is no telling where the server is.
+    #[error(
+        "how to reach the API server is not known: {0}; in a pod, that takes its service account, elsewhere --kubeconfig"
+    )]
+    Config(String),
+    /// A resource can't be listed or followed now.
+    #[error("the {kind} of the cluster can't be followed, and stay as they were: {cause}")]
+    Follow {
+        /// Which.
+        kind: &'static str,
+        /// Why.
+        cause: String,
+    },
+}
+
+/// For how long no error has to come until all is taken to be well again: longer than a watcher waits to try again.
+const CALM: Duration = Duration::from_secs(45);
+
+/// How long to wait until a configuration that can't be read is read again.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// What a task that follows one resource says.
+enum Item {
+    Service(Event<Service>),
+    Slice(Event<EndpointSlice>),
+    Node(Event<Node>),
+    Error(KubernetesError),
+}
+
+/// Says what is wanted whenever that changes, until nobody listens.
+pub async fn watch(connection: Connection, updates: mpsc::Sender<Update>) {
+    let client = loop {
+        match client(&connection).await {
+            Ok(client) => break client,
+            Err(error) => {
+                if updates.send(Err(error.into())).await.is_err() {
+                    return;
+                }
+            }
+        }
+        sleep(PAUSE).await;
+    };
+    let (sender, items) = mpsc::channel(1024);
+    // Of those that either label takes out of our hands the server tells nothing.
+    let labels = watcher::Config::default().labels(&format!("!{HEADLESS},!{PROXY_NAME}"));
+    let services = Api::<Service>::all(client.clone());
+    tokio::spawn(follow("Services", services, labels.clone(), Item::Service, sender.clone()));
+    let slices = Api::<EndpointSlice>::all(client.clone());
+    tokio::spawn(follow("EndpointSlices", slices, labels, Item::Slice, sender.clone()));
+    if let Some(name) = &connection.node_name {
+        let this = watcher::Config::default().fields(&format!("metadata.name={name}"));
+        tokio::spawn(follow("Node", Api::<Node>::all(client), this, Item::Node, sender));
+    }
+    Follower::new(connection.node_name, items).run(&updates).await;
+}
+
+async fn client(connection: &Connection) -> Result<Client, KubernetesError> {
+    let wrong = |error: &dyn fmt::Display| KubernetesError::Config(error.to_string());
+    let mut config = match &connection.kubeconfig {
+        Some(path) => {
+            let kubeconfig = Kubeconfig::read_from(path).map_err(|error| wrong(&error))?;
+            let options = KubeConfigOptions::default();
+            Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| wrong(&error))?
+        }
+        None => Config::incluster().map_err(|error| wrong(&error))?,
+    };
+    if let Some(master) = &connection.master {
+        config.cluster_url = master.parse().map_err(|error| wrong(&error))?;
+    }
+    info!("following the API server at {}", config.cluster_url);
+    Client::try_from(config).map_err(|error| wrong(&error))
+}
+
+/// Follows one resource until nobody listens.
+async fn follow<K>(
+    kind: &'static str,
+    api: Api<K>,
+    config: watcher::Config,
+    item: fn(Event<K>) -> Item,
+    items: mpsc::Sender<Item>,
+) where
+    K: Resource + Clone + DeserializeOwned + fmt::Debug + Send + 'static,
+{
+    loop {
+        let mut events = watcher(api.clone(), config.clone()).default_backoff().boxed();
+        while let Some(event) = events.next().await {
+            let is_stuck = event.as_ref().is_err_and(is_stuck);
+            let said = match event {
+                Ok(event) => item(event),
+                Err(error) => Item::Error(KubernetesError::Follow { kind, cause: describe(&error) }),
+            };
+            if items.send(said).await.is_err() {
+                return;
+            }
+            if is_stuck {
+                break;
+            }
+        }
+    }
+}
+
+/// Whether a watcher would go on asking for a version that the server has forgotten. (It lists anew only where the server
+/// says so in a stream that has begun.)
+fn is_stuck(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
+}
+
+/// An error with its causes, which are sometimes in its text already.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Puts together what the tasks say.
+struct Follower {
+    items: mpsc::Receiver<Item>,
+    cluster: Cluster,
+    services: Listing,
+    slices: Listing,
+    node: Listing,
+    /// Whether there is something to say.
+    has_news: bool,
+    error: Option<KubernetesError>,
+    /// When the last error came, until all is well again.
+    troubled: Option<Instant>,
+}
+
+/// The names in a list that is being received.
+#[derive(Default)]
+struct Listing {
+    names: BTreeSet<ObjectName>,
+    /// Whether a list was complete once.
+    is_synced: bool,
+}
+
+impl Follower {
+    fn new(node_name: Option<Arc<str>>, items: mpsc::Receiver<Item>) -> Self {
+        let node = Listing { is_synced: node_name.is_none(), ..Listing::default() };
+        Self {
+            items,
+            cluster: Cluster::new(node_name),
+            services: Listing::default(),
+            slices: Listing::default(),
+            node,
+            has_news: false,
+            error: None,
+            troubled: None,
+        }
+    }
+
+    async fn run(mut self, updates: &mpsc::Sender<Update>) {
+        loop {
+            let is_synced = self.services.is_synced && self.slices.is_synced && self.node.is_synced;
+            let calm = self.troubled.map(|since| since + CALM);
+            tokio::select! {
+                // All that is there is taken in before anything is said.
+                biased;
+                item = self.items.recv() => match item {
+                    Some(item) => self.take(item),
+                    None => return,
+                },
+                permit = updates.reserve(), if self.error.is_some() || self.has_news && is_synced => {
+                    let Ok(permit) = permit else { return };
+                    if let Some(error) = self.error.take() {
+                        permit.send(Err(error.into()));
+                    } else {
+                        self.has_news = false;
+                        permit.send(Ok(self.cluster.loaded()));
+                    }
+                }
+                () = sleep_until(calm.unwrap_or_else(Instant::now).into()), if calm.is_some() => {
+                    // Said once more, so that the error is not told any longer.
+                    self.troubled = None;
+                    self.has_news = true;
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, item: Item) {
+        let Self { cluster, services, slices, node, .. } = self;
+        match item {
+            Item::Service(Event::Apply(it)) => cluster.set_service(&it),
+            Item::Service(Event::InitApply(it)) => {
+                services.note(&it.metadata);
+                cluster.set_service(&it);
+            }
+            Item::Service(Event::Delete(it)) => cluster.remove_service(&it),
+            Item::Service(Event::Init) => services.begin(),
+            Item::Service(Event::InitDone) => cluster.keep_services(services.end()),
+            Item::Slice(Event::Apply(it)) => cluster.set_slice(&it),
+            Item::Slice(Event::InitApply(it)) => {
+                slices.note(&it.metadata);
+                cluster.set_slice(&it);
+            }
+            Item::Slice(Event::Delete(it)) => cluster.remove_slice(&it),
+            Item::Slice(Event::Init) => slices.begin(),
+            Item::Slice(Event::InitDone) => cluster.keep_slices(slices.end()),
+            Item::Node(Event::Apply(it)) => cluster.set_node(&it),
+            Item::Node(Event::InitApply(it)) => {
+                node.note(&it.metadata);
+                cluster.set_node(&it);
+            }
+            Item::Node(Event::Delete(_)) => cluster.remove_node(),
+            Item::Node(Event::Init) => node.begin(),
+            Item::Node(Event::InitDone) if node.end().is_empty() => cluster.remove_node(),
+            Item::Node(Event::InitDone) => {}
+            Item::Error(error) => {
+                self.error = Some(error);
+                self.troubled = Some(Instant::now());
+                return;
+            }
+        }
+        self.has_news = true;
+    }
+}
+
+impl Listing {
+    fn begin(&mut self) {
+        self.names.clear();
+    }
+
+    fn note(&mut self, metadata: &ObjectMeta) {
+        self.names.insert(object_name(metadata));
+    }
+
+    /// The list is complete: its names.
+    fn end(&mut self) -> &BTreeSet<ObjectName> {
+        self.is_synced = true;
+        &self.names
+    }
+}

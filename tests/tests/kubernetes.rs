@@ -1,0 +1,359 @@
+//! An agent that follows an API server: from objects to packets.
+#![expect(clippy::unwrap_used, reason = "this is test code: it fails by panicking")]
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use tests::{
+    agent::Agent,
+    apiserver::{
+        ApiServer,
+        objects::{Draft, Service, Slice, node, service, slice},
+    },
+    eventually,
+    home::Home,
+    http::Page,
+    poll,
+    services::{PORT, TARGET_PORT, cluster_ips},
+    topology::{Host, Lab, Topology},
+};
+
+/// A balancer with two backends, which serve, and the API server that it follows.
+struct World {
+    lab: Lab,
+    server: ApiServer,
+}
+
+const NODE: [&str; 2] = ["--node-name", "here"];
+
+impl World {
+    fn new() -> Self {
+        let lab = Topology::new().backends(2).up();
+        let server = lab.lb().namespace().run(ApiServer::start);
+        server.apply(node("here").zone("a"));
+        Self { lab, server }
+    }
+
+    fn agent(&self) -> Agent {
+        Agent::launch_at(Home::of_cluster(&self.server), &self.lab, &NODE).ready()
+    }
+
+    fn backend(&self, i: usize) -> [IpAddr; 2] {
+        let host = self.lab.backend(i);
+        [host.v4().into(), host.v6().into()]
+    }
+
+    /// Slices of service `web` for both families, with these backends.
+    fn endpoints(&self, backends: &[usize]) -> [Draft<Slice>; 2] {
+        [0, 1].map(|family| {
+            let slice = slice("default", ["web-v4", "web-v6"][family]).of("web").port("http", TARGET_PORT);
+            backends.iter().fold(slice, |slice, &i| slice.endpoint(self.backend(i)[family]))
+        })
+    }
+
+    /// Who answers at an address.
+    fn answers(&self, vip: (IpAddr, u16)) -> Vec<String> {
+        let seen = self.lab.client().get_many(vip, 12, 3);
+        if seen.errors.is_empty() { seen.answers.into_keys().collect() } else { Vec::new() }
+    }
+
+    /// In a moment these answer at each address.
+    #[track_caller]
+    fn answer(&self, vips: &[(IpAddr, u16)], hosts: &[&str]) {
+        for &vip in vips {
+            eventually(&format!("{hosts:?} at {vip:?}"), || self.answers(vip) == hosts);
+        }
+    }
+
+    fn http(&self, url: &str) -> Option<Page> {
+        self.lab.lb().http(url).ok()
+    }
+}
+
+fn web() -> Draft<Service> {
+    service("default", "web").cluster_ips(cluster_ips(1)).port("http", PORT).target(TARGET_PORT)
+}
+
+fn vips() -> [(IpAddr, u16); 2] {
+    cluster_ips(1).map(|ip| (ip, PORT))
+}
+
+/// What the agent counts as used of each table but those of flows.
+fn used(agent: &Agent) -> BTreeMap<String, u64> {
+    let status = agent.status();
+    let tables = status["tables"].as_array().unwrap().iter();
+    let tables = tables.map(|it| (it["name"].as_str().unwrap().to_owned(), it["used"].as_u64().unwrap()));
+    tables.filter(|(name, _)| !name.contains("flows")).collect()
+}
+
+#[track_caller]
+fn is_empty(agent: &Agent) {
+    eventually("the maps are empty", || used(agent).values().all(|&used| used == 0));
+    assert_eq!(agent.ask("services"), json!([]));
+}
+
+#[test]
+fn objects_are_served_whichever_comes_first_until_they_go() {
+    let world = World::new();
+    let _servers = world.lab.serve(TARGET_PORT);
+    let agent = world.agent();
+    for services_first in [true, false] {
+        let slices = world.endpoints(&[1]);
+        if services_first {
+            world.server.apply(web());
+            world.server.apply_all(slices);
+        } else {
+            world.server.apply_all(slices);
+            world.server.apply(web());
+        }
+        world.answer(&vips(), &["b1"]);
+        world.server.apply_all(world.endpoints(&[1, 2]));
+        world.answer(&vips(), &["b1", "b2"]);
+        // Scaled to zero, and back.
+        world.server.apply_all(world.endpoints(&[]));
+        eventually("refused", || {
+            let seen = world.lab.client().get_many(vips()[0], 3, 1);
+            seen.answers.is_empty() && agent.count("refused-no-backend") > 0
+        });
+        world.server.apply_all(world.endpoints(&[2]));
+        world.answer(&vips(), &["b2"]);
+        world.server.delete("Service", "default", "web");
+        eventually("the service is gone", || agent.ask("services") == json!([]));
+        for name in ["web-v4", "web-v6"] {
+            world.server.delete("EndpointSlice", "default", name);
+        }
+        is_empty(&agent);
+    }
+    agent.stop();
+}
+
+#[test]
+fn a_service_changes_its_type_its_ports_and_its_name_and_keeps_its_address() {
+    let world = World::new();
+    let _servers = world.lab.serve(TARGET_PORT);
+    let agent = world.agent();
+    world.server.apply(web());
+    world.server.apply_all(world.endpoints(&[1]));
+    world.answer(&vips(), &["b1"]);
+    let lb: [IpAddr; 2] = [world.lab.lb().v4().into(), world.lab.lb().v6().into()];
+    let node_ports = lb.map(|ip| (ip, 30_080));
+    let frontends = || used(&agent)["frontends"];
+    world.server.apply(web().node_port(30_080));
+    eventually("node ports are served", || frontends() > 1);
+    world.answer(&node_ports, &["b1"]);
+    let external: IpAddr = tests::services::load_balancer_ips(1)[0];
+    world.server.apply(web().node_port(30_080).load_balancer([external]));
+    world.answer(&[(external, PORT)], &["b1"]);
+    world.server.apply(web());
+    world.answer(&vips(), &["b1"]);
+    eventually("node ports are not served any more", || frontends() == 1);
+    // The port is called otherwise, in the Service first.
+    let renamed = service("default", "web").cluster_ips(cluster_ips(1)).port("other", PORT).target(TARGET_PORT);
+    world.server.apply(renamed);
+    let slice = slice("default", "web-v4").of("web").port("other", TARGET_PORT).endpoint(world.backend(2)[0]);
+    world.server.apply(slice);
+    world.answer(&vips()[..1], &["b2"]);
+    // It is another one's address now.
+    world.server.delete("Service", "default", "web");
+    world.server.apply(service("other", "web").cluster_ips(cluster_ips(1)).port("http", PORT).target(TARGET_PORT));
+    let [moved, _] = world.endpoints(&[1]);
+    world.server.apply(moved.set("metadata.namespace", json!("other")));
+    world.answer(&vips()[..1], &["b1"]);
+    world.server.apply(service("other", "web").set("spec.type", json!("ExternalName")));
+    eventually("it is not served any more", || agent.ask("services") == json!([]));
+    for (kind, namespace, name) in [
+        ("Service", "other", "web"),
+        ("EndpointSlice", "other", "web-v4"),
+        ("EndpointSlice", "default", "web-v4"),
+        ("EndpointSlice", "default", "web-v6"),
+    ] {
+        world.server.delete(kind, namespace, name);
+    }
+    is_empty(&agent);
+}
+
+#[test]
+fn whatever_happens_to_the_server_traffic_goes_on_and_changes_arrive() {
+    let world = World::new();
+    let _servers = world.lab.serve(TARGET_PORT);
+    world.server.apply(web());
+    world.server.apply_all(world.endpoints(&[1]));
+    let agent = world.agent();
+    world.answer(&vips(), &["b1"]);
+    let troubles: [(&str, fn(&ApiServer)); 8] = [
+        ("streams that end", ApiServer::close_streams),
+        ("streams that break", ApiServer::break_streams),
+        ("history that is forgotten", |server| {
+            server.compact();
+            server.break_streams();
+        }),
+        ("history that is refused plainly", |server| {
+            server.refuse_old_versions_plainly();
+            server.compact();
+            server.break_streams();
+        }),
+        ("errors", |server| {
+            server.fail(3, 500);
+            server.break_streams();
+        }),
+        ("too many requests", |server| {
+            server.fail(2, 429);
+            server.break_streams();
+        }),
+        ("a slow server", |server| server.slow(Duration::from_millis(1))),
+        ("a server that is started again", |server| {
+            server.resume();
+            server.stop();
+            server.start_again();
+        }),
+    ];
+    for (i, (what, trouble)) in troubles.into_iter().enumerate() {
+        trouble(&world.server);
+        assert_eq!(world.answers(vips()[0]).len(), 1, "{what}");
+        let backend = 2 - i % 2;
+        world.server.apply_all(world.endpoints(&[backend]));
+        let name = format!("b{backend}");
+        let arrived = poll(Duration::from_secs(60), || (world.answers(vips()[0]) == [&*name]).then_some(()));
+        assert!(arrived.is_some(), "no change after {what}; the agent: {}", agent.status());
+    }
+}
+
+#[test]
+fn nothing_goes_before_the_server_has_told_all() {
+    let world = World::new();
+    let _servers = world.lab.serve(TARGET_PORT);
+    world.server.apply(web());
+    world.server.apply_all(world.endpoints(&[1]));
+    let mut agent = world.agent();
+    world.answer(&vips(), &["b1"]);
+    agent.signal(nix::sys::signal::Signal::SIGKILL);
+    agent.wait();
+    world.server.stop();
+    let mut another = agent.launch_another(&world.lab, &NODE).ready();
+    let healthz = || world.http("http://127.0.0.1:10256/healthz").map(|page| page.status);
+    eventually("it is not well", || healthz() == Some(503));
+    eventually("it says why", || another.status()["servicesError"].as_str().is_some_and(|it| it.contains("cluster")));
+    assert_eq!(world.answers(vips()[0]), ["b1"], "traffic goes on as it was");
+    // Services come, endpoints don't yet: an API server that may list the one and not the other.
+    world.server.start_again();
+    world.server.forbid("list", "endpointslices");
+    eventually("it says what it may not", || {
+        another.status()["servicesError"].as_str().is_some_and(|it| it.contains("EndpointSlices"))
+    });
+    assert_eq!((world.answers(vips()[0]), healthz()), (vec!["b1".to_owned()], Some(503)));
+    world.server.permit_all();
+    assert!(poll(Duration::from_secs(60), || (healthz() == Some(200)).then_some(())).is_some());
+    assert_eq!(world.answers(vips()[0]), ["b1"]);
+    another.signal(nix::sys::signal::Signal::SIGTERM);
+    another.wait();
+}
+
+/// What a load balancer is told at the health check port of a service.
+fn health(host: &Host, url: &str) -> Option<(u16, Value, Option<String>)> {
+    let page = host.http(url).ok()?;
+    let weight = page.headers.get("x-load-balancing-endpoint-weight").cloned();
+    Some((page.status, serde_json::from_str(&page.body).ok()?, weight))
+}
+
+#[test]
+fn load_balancers_are_told_whether_this_node_has_endpoints() {
+    let world = World::new();
+    let agent = world.agent();
+    let balanced = || {
+        let external = tests::services::load_balancer_ips(1);
+        let service = web().node_port(30_080).load_balancer(external);
+        service.set("spec.externalTrafficPolicy", json!("Local")).set("spec.healthCheckNodePort", json!(30_099))
+    };
+    world.server.apply(balanced());
+    let lb = world.lab.lb();
+    let url = format!("http://{}:30099/any/path", lb.v4());
+    let expected = |status, n: u64| {
+        let service = json!({ "namespace": "default", "name": "web" });
+        let body = json!({ "service": service, "localEndpoints": n, "serviceProxyHealthy": true });
+        Some((status, body, Some(n.to_string())))
+    };
+    eventually("none", || health(lb, &url) == expected(503, 0));
+    let slice = || slice("default", "web-v4").of("web").port("http", TARGET_PORT).port("https", 8443);
+    world.server.apply(slice().endpoint("10.9.0.1").on("here").endpoint("10.9.0.2").on("there"));
+    eventually("one", || health(lb, &url) == expected(200, 1));
+    world.server.apply(slice().endpoint("10.9.0.1").on("here").endpoint("10.9.0.3").on("here"));
+    eventually("two", || health(lb, &url) == expected(200, 2));
+    world.server.apply(slice().endpoint("10.9.0.1").on("here").terminating(true));
+    eventually("none that is ready", || health(lb, &url) == expected(503, 0));
+    assert_eq!(health(lb, &format!("http://[{}]:30099/", lb.v6())), expected(503, 0));
+    world.server.apply(balanced().set("spec.externalTrafficPolicy", json!("Cluster")));
+    eventually("nobody listens any more", || lb.http(&url).is_err());
+    // The node itself.
+    let status = |path: &str| world.http(&format!("http://127.0.0.1:10256/{path}")).map(|page| page.status);
+    assert_eq!((status("healthz"), status("livez")), (Some(200), Some(200)));
+    world.server.apply(node("here").zone("a").taint("ToBeDeletedByClusterAutoscaler", "NoSchedule"));
+    eventually("it is about to go", || (status("healthz"), status("livez")) == (Some(503), Some(200)));
+    world.server.apply(node("here").zone("a"));
+    eventually("it stays", || status("healthz") == Some(200));
+    world.server.delete("Node", "", "here");
+    eventually("it is gone", || (status("healthz"), status("livez")) == (Some(503), Some(200)));
+    agent.stop();
+}
+
+#[test]
+fn hints_for_this_node_s_zone_are_followed_as_the_node_moves() {
+    let world = World::new();
+    let _servers = world.lab.serve(TARGET_PORT);
+    world.server.apply(web());
+    let slice = slice("default", "web-v4").of("web").port("http", TARGET_PORT);
+    let slice = slice.endpoint(world.backend(1)[0]).for_zones(["a"]).endpoint(world.backend(2)[0]).for_zones(["b"]);
+    world.server.apply(slice);
+    let _agent = world.agent();
+    world.answer(&vips()[..1], &["b1"]);
+    world.server.apply(node("here").zone("b"));
+    world.answer(&vips()[..1], &["b2"]);
+    world.server.apply(node("here").zone("c"));
+    world.answer(&vips()[..1], &["b1", "b2"]);
+}
+
+#[test]
+fn a_file_of_objects_is_served_like_a_cluster() {
+    let world = World::new();
+    let _servers = world.lab.serve(TARGET_PORT);
+    let objects = |backends: &[usize]| -> Vec<Value> {
+        world.endpoints(backends).map(Draft::build).into_iter().chain([web().build()]).collect()
+    };
+    let list = |backends: &[usize]| json!({ "apiVersion": "v1", "kind": "List", "items": objects(backends) });
+    let agent = Agent::start(&world.lab, &list(&[1]).to_string(), &NODE);
+    world.answer(&vips(), &["b1"]);
+    let document = |object: &Value| {
+        let fields = object.as_object().unwrap().iter().map(|(field, value)| format!("{field}: {value}\n"));
+        format!("---\n{}", fields.collect::<String>())
+    };
+    agent.apply(&objects(&[2]).iter().map(document).collect::<String>());
+    world.answer(&vips(), &["b2"]);
+}
+
+#[test]
+fn one_change_among_many_services_is_soon_in_force() {
+    const SERVICES: u16 = 2_000;
+    let world = World::new();
+    let _servers = world.lab.serve(TARGET_PORT);
+    let many = (0..SERVICES).flat_map(|i| {
+        let name = format!("s{i}");
+        let [a, b] = (i + 512).to_be_bytes();
+        let endpoints =
+            slice("many", &format!("{name}-x")).of(&name).port("http", 80).endpoint(format!("10.8.{a}.{b}"));
+        let service = service("many", &name).cluster_ips([format!("10.96.{a}.{b}")]).port("http", 80);
+        [service.build(), endpoints.build()]
+    });
+    world.server.apply_all(many);
+    world.server.apply(web());
+    world.server.apply_all(world.endpoints(&[1]));
+    let agent = world.agent();
+    world.answer(&vips(), &["b1"]);
+    let begin = Instant::now();
+    world.server.apply_all(world.endpoints(&[2]));
+    world.answer(&vips()[..1], &["b2"]);
+    println!("a change of one of {SERVICES} services was seen by a client after {:.1?}", begin.elapsed());
+    assert_eq!(agent.status()["services"], u64::from(SERVICES) + 2);
+}

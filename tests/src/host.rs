@@ -41,7 +41,15 @@ pub(crate) struct Subnet {
 
 impl Host {
     pub(crate) fn new(name: &str) -> Self {
-        let namespace = NetNs::new(name);
+        Self::in_namespace(name, NetNs::new(name))
+    }
+
+    /// The machine that this process runs on.
+    pub(crate) fn this_machine(name: &str) -> Self {
+        Self::in_namespace(name, NetNs::own(name))
+    }
+
+    fn in_namespace(name: &str, namespace: NetNs) -> Self {
         // An address could not be used before a second had shown that nobody else has it.
         namespace.sysctl("ipv6/conf/all/accept_dad", "0");
         namespace.sysctl("ipv6/conf/default/accept_dad", "0");

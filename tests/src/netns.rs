@@ -50,16 +50,27 @@ pub struct Background<T> {
 impl NetNs {
     /// A new namespace with the loopback device up, called `wharf-<pid>-<n>-<label>`.
     pub fn new(label: &str) -> Self {
+        let namespace = Self::named(label, "add", &[]);
+        namespace.ip("link set lo up");
+        namespace
+    }
+
+    /// The namespace that this process is in, called in the same way; the name goes when this is dropped.
+    pub fn own(label: &str) -> Self {
+        Self::named(label, "attach", &[&process::id().to_string()])
+    }
+
+    /// The namespace that `ip netns <verb> <name> <more>` gives a name to.
+    fn named(label: &str, verb: &str, more: &[&str]) -> Self {
         static SWEEP: Once = Once::new();
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         SWEEP.call_once(remove_leftovers);
         let name = format!("wharf-{}-{}-{label}", process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let status = Command::new("ip").args(["netns", "add", &name]).status().expect("ip (iproute2) is needed");
+        let mut ip = Command::new("ip");
+        let status = ip.arg("netns").arg(verb).arg(&name).args(more).status().expect("ip (iproute2) is needed");
         assert!(status.success(), "cannot create network namespace {name}: are you root?");
         let handle = File::open(Path::new(DIRECTORY).join(&name)).expect("ip made it");
-        let namespace = Self { name, handle: Arc::new(handle) };
-        namespace.ip("link set lo up");
-        namespace
+        Self { name, handle: Arc::new(handle) }
     }
 
     /// The name, as `ip netns list` shows it.

@@ -40,6 +40,7 @@ pub struct Topology {
     clients: Vec<String>,
     backends: u8,
     one_armed: bool,
+    on_this_machine: bool,
 }
 
 /// A network that is up; it goes when this is dropped.
@@ -78,12 +79,18 @@ impl Topology {
         self
     }
 
+    /// The balancer is the machine that this runs on, whose settings are changed for it: one that is there for the test alone.
+    pub fn on_this_machine(mut self) -> Self {
+        self.on_this_machine = true;
+        self
+    }
+
     /// Raises it; when this returns all addresses can be used.
     pub fn up(mut self) -> Lab {
         if self.clients.is_empty() {
             self.clients.push("client".to_owned());
         }
-        let lb = Host::new("lb");
+        let lb = if self.on_this_machine { Host::this_machine("lb") } else { Host::new("lb") };
         let lab = if self.one_armed { self.up_one_armed(lb) } else { self.up_routed(lb) };
         lab.hosts().for_each(Host::wait_until_usable);
         lab

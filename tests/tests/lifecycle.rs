@@ -12,7 +12,7 @@ use std::{
 
 use aya::maps::{Array, HashMap, Map, MapData};
 use lb_common::{
-    abi::{Frontend, ServiceKey, Slot},
+    abi::{Frontend, LAYOUT, ServiceKey, Slot},
     net::Ipv4Be,
 };
 use nix::{
@@ -357,6 +357,21 @@ fn tables_of_another_layout_are_left_alone_and_named() {
     let log = agent.log();
     assert!(log.contains("another layout than v1") && log.contains(other.to_str().unwrap()), "{log}");
     assert!(other.exists());
+}
+
+/// An agent of another namespace that starts at the same time does that.
+#[test]
+fn who_looks_for_a_moment_whether_pins_are_of_a_namespace_that_is_gone_is_waited_for() {
+    let (lab, bpffs) = (lab(), Bpffs::mount());
+    let cookie = lab.lb().namespace().cookie();
+    let directory = bpffs.0.path().join(format!("wharf/v{LAYOUT}/netns-{cookie}"));
+    fs::create_dir_all(&directory).unwrap();
+    let looking = fs::File::open(&directory).unwrap();
+    looking.lock().unwrap();
+    let agent = Agent::launch(&lab, "services: []", &[&bpffs.argument()]);
+    thread::sleep(2 * MOMENT);
+    drop(looking);
+    agent.ready().stop();
 }
 
 #[test]

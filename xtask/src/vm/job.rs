@@ -7,12 +7,20 @@ use anyhow::{Context as _, Result};
 /// The part of the script that is always the same.
 const SCRIPT: &str = include_str!("job");
 
+/// The first process is who does the job.
+const AS_FIRST: &str = ". /out/links\n. /out/job\n";
+
+/// The first process becomes systemd, which has the job done.
+const BY_SYSTEMD: &str = include_str!("systemd");
+
 /// What the guest's kernel logs begins so, or contains this, if something is wrong with it.
 const COMPLAINTS: [&str; 5] = ["WARNING:", "BUG:", "Oops", "KASAN", "general protection fault"];
 
 /// Commands for a guest.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Job {
+    is_by_systemd: bool,
+    links: String,
     parts: String,
 }
 
@@ -39,10 +47,25 @@ pub(super) struct Outcome {
 }
 
 impl Job {
+    /// For the first process.
+    pub(super) const fn as_first() -> Self {
+        Self { is_by_systemd: false, links: String::new(), parts: String::new() }
+    }
+
+    /// For a service of systemd, which is the first process.
+    pub(super) const fn by_systemd() -> Self {
+        Self { is_by_systemd: true, links: String::new(), parts: String::new() }
+    }
+
+    /// What the folder is called of a guest that does it.
+    pub(super) const fn folder(&self) -> &'static str {
+        if self.is_by_systemd { "guest-systemd" } else { "guest" }
+    }
+
     /// Makes a file or folder be found in another place, too.
     pub(super) fn link(&mut self, place: &str, to: &Path) {
         let to = quoted(&to.to_string_lossy());
-        let _ = writeln!(self.parts, "mkdir -p $(dirname {place}) && ln -sfn {to} {place}");
+        let _ = writeln!(self.links, "mkdir -p $(dirname {place}) && ln -sfn {to} {place}");
     }
 
     /// Sets a variable for the parts that follow.
@@ -69,7 +92,9 @@ impl Job {
 
     /// Lays it into the folder that the guest shares with the host.
     pub(super) fn write(&self, shared: &Path) -> Result<()> {
+        fs::write(shared.join("first"), if self.is_by_systemd { BY_SYSTEMD } else { AS_FIRST })?;
         fs::write(shared.join("job"), SCRIPT)?;
+        fs::write(shared.join("links"), &self.links)?;
         fs::write(shared.join("parts"), &self.parts)?;
         Ok(())
     }

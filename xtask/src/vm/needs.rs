@@ -21,10 +21,11 @@ pub(super) fn provide_all() -> Result<()> {
     ensure!(ARCH == "x86_64", "there are guests for x86-64 alone, and this machine is {ARCH}");
     ensure!(is_debian(), "the kernels are Debian's, and so have to be the tools that unpack and boot them");
     ensure!(is_root(), "only root may lend guests the host's files: please run this as root");
-    let packages: [(&str, Package); 3] = [
+    let packages: [(&str, Package); 4] = [
         ("qemu-system-x86_64", ("qemu-system-x86", "runs other kernels for the tests")),
         ("modprobe", ("kmod", "finds their modules")),
         ("busybox", ("busybox-static", "is the shell that they boot into")),
+        ("systemctl", ("systemd", "runs Wharf's unit in one of them")),
     ];
     let missing = packages.into_iter().filter(|(program, _)| find(program, |_| true).is_none());
     provide(&missing.map(|(_, package)| package).collect::<Vec<_>>())?;

@@ -4,7 +4,11 @@ use std::{borrow::Cow, ffi::OsString, path::Path, time::Duration};
 
 use anyhow::Result;
 
-use super::{binaries::Binaries, job::Job, kernel::Unpacked};
+use super::{
+    binaries::Binaries,
+    job::Job,
+    kernel::{OLDEST, Unpacked},
+};
 use crate::place::workspace;
 
 /// Programs of tests, and which of their tests; all of them if none is named. In a guest a verifier takes ten seconds instead of one
@@ -55,16 +59,47 @@ const RING: [(&str, &[&str]); 8] = [
     ("nodes", &["tcp_connections_stay_where_they_are_when_endpoints_change"]),
 ];
 
-/// What the programs of tests are told: that things may take ten times longer than on the machine itself, to make few
-/// hostile packets, and to run more tests at once than there are processors, since they sleep at times.
-const SETTINGS: [(&str, &str); 3] = [("WHARF_SLOWNESS", "10"), ("WHARF_PACKETS", "1000"), ("RUST_TEST_THREADS", "4")];
+/// What the programs of tests are told: that things may take twenty times longer than on the machine itself, as they do where that
+/// is busy; to make few hostile packets; to run more tests at once than there are processors, since they sleep at times; and that the
+/// machine is theirs.
+const SETTINGS: [(&str, &str); 4] =
+    [("WHARF_SLOWNESS", "20"), ("WHARF_PACKETS", "1000"), ("RUST_TEST_THREADS", "4"), ("WHARF_OWN_MACHINE", "1")];
 
 /// How long one program of tests may take.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(900);
 
-/// The job of a guest with this kernel: the ring, or one program of tests with its arguments.
-pub(super) fn job(kernel: &Unpacked, binaries: &Binaries, program: &[OsString]) -> Result<Job> {
-    let mut job = Job::default();
+/// The program of tests that is run in a guest of its own, where systemd is the first process.
+const UNIT: &str = "unit";
+
+/// The jobs of guests with this kernel, a guest each: the ring, or one program of tests with its arguments. What systemd does is the
+/// same on all kernels, and tried on the oldest.
+pub(super) fn jobs(name: &str, kernel: &Unpacked, binaries: &Binaries, program: &[OsString]) -> Result<Vec<Job>> {
+    if let [program, args @ ..] = program {
+        let mut job = if program == UNIT { Job::by_systemd() } else { Job::as_first() };
+        settle(&mut job, kernel, binaries);
+        let binary = text(binaries.test(program)?);
+        let args: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
+        let words: Vec<_> = [&*binary].into_iter().chain(args.iter().map(|arg| &**arg)).collect();
+        job.part(&program.to_string_lossy(), LIMIT, &words);
+        return Ok(vec![job]);
+    }
+    let mut ring = Job::as_first();
+    settle(&mut ring, kernel, binaries);
+    for (name, tests) in RING {
+        binaries.expect(name, tests)?;
+        ring.part(name, LIMIT, &[&[&*text(binaries.test(name.as_ref())?), "--exact"], tests].concat());
+    }
+    if name != OLDEST.name {
+        return Ok(vec![ring]);
+    }
+    let mut unit = Job::by_systemd();
+    settle(&mut unit, kernel, binaries);
+    unit.part(UNIT, LIMIT, &[&*text(binaries.test(UNIT.as_ref())?)]);
+    Ok(vec![ring, unit])
+}
+
+/// Makes a guest a place where programs of tests find what they need.
+fn settle(job: &mut Job, kernel: &Unpacked, binaries: &Binaries) {
     job.link("/lib/modules/$(uname -r)", &kernel.modules);
     job.set("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     job.set("WHARF_BIN", &text(&binaries.wharf));
@@ -73,18 +108,6 @@ pub(super) fn job(kernel: &Unpacked, binaries: &Binaries, program: &[OsString]) 
     }
     // As cargo does.
     job.enter(&workspace().join("tests"));
-    if let [name, args @ ..] = program {
-        let binary = text(binaries.test(name)?);
-        let args: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
-        let words: Vec<_> = [&*binary].into_iter().chain(args.iter().map(|arg| &**arg)).collect();
-        job.part(&name.to_string_lossy(), LIMIT, &words);
-        return Ok(job);
-    }
-    for (name, tests) in RING {
-        binaries.expect(name, tests)?;
-        job.part(name, LIMIT, &[&[&*text(binaries.test(name.as_ref())?), "--exact"], tests].concat());
-    }
-    Ok(job)
 }
 
 fn text(path: &Path) -> Cow<'_, str> {

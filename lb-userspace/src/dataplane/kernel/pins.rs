@@ -14,6 +14,8 @@ use std::{
     fs::{self, File},
     io::{self, ErrorKind},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use lb_common::abi::LAYOUT;
@@ -25,6 +27,12 @@ use super::{programs::Hook, sys};
 
 /// Where pins are unless said otherwise.
 pub const DEFAULT: &str = "/sys/fs/bpf/wharf";
+
+/// How long a lock is waited for that may be held by who looks whether the namespace is gone.
+const SWEEP: Duration = Duration::from_secs(2);
+
+/// How long to wait before trying again.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// The pins of one network namespace, held by one agent at a time.
 #[derive(Debug)]
@@ -102,7 +110,7 @@ impl Pins {
             for directory in ["maps", "programs", "links"].map(|it| directory.join(it)) {
                 fs::create_dir_all(&directory).map_err(refused("make", &directory))?;
             }
-            let turn = match lock(&directory) {
+            let turn = match lock_soon(&directory) {
                 Err(PinsError::Refused { source, .. }) if source.kind() == ErrorKind::NotFound => continue,
                 turn => turn?,
             };
@@ -195,7 +203,7 @@ pub fn remove_pins(bpffs: &Path) -> Result<bool, PinsError> {
     sweep(&root, &namespace);
     let mut found = false;
     for directory in entries(&root).map(|version| root.join(version).join(&namespace)).filter(|it| it.exists()) {
-        let _turn = lock(&directory)?;
+        let _turn = lock_soon(&directory)?;
         remove(&directory)?;
         found = true;
     }
@@ -252,6 +260,17 @@ fn is_dead(link: &Path) -> bool {
 fn refused(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinsError {
     let path = shown(path);
     move |source| PinsError::Refused { what, path, source }
+}
+
+/// Locks a directory that an agent of another namespace may be looking at, which it does in its `sweep`, and not for long.
+fn lock_soon(directory: &Path) -> Result<Flock<File>, PinsError> {
+    let deadline = Instant::now() + SWEEP;
+    loop {
+        match lock(directory) {
+            Err(PinsError::Busy(_)) if Instant::now() < deadline => thread::sleep(PAUSE),
+            turn => return turn,
+        }
+    }
 }
 
 fn lock(directory: &Path) -> Result<Flock<File>, PinsError> {

@@ -152,10 +152,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let Some(pins) = pins else { return Ok(()) };
     let are_new = pins.are_new();
     let places = options.places(&pins);
-    let first = match is_there {
-        true => Some(updates.recv().await.ok_or(AgentError::SourceEnded)?),
-        false => None,
-    };
+    let first = if is_there { Some(updates.recv().await.ok_or(AgentError::SourceEnded)?) } else { None };
     let (bpffs, admin) = (options.bpffs.clone(), options.admin.clone());
     let mut agent = match Agent::start(options, pins, first).await {
         Err(error) if are_new => {

@@ -503,7 +503,7 @@ fn a_large_cluster_is_held_and_listed_fast() {
     let slices = (0..all).map(|number| {
         let slice = slice("default", &format!("s{number}-x")).of(&format!("s{number}")).port("http", 8080);
         (0..5 + usize::from(number % 9 < 5)).fold(slice, |slice, pod| {
-            slice.endpoint(&format!("10.{pod}.{}.{}", number / 256, number % 256)).on("node-a").zone("a")
+            slice.endpoint(format!("10.{pod}.{}.{}", number / 256, number % 256)).on("node-a").zone("a")
         })
     });
     let slices: Vec<Value> = slices.map(Draft::build).collect();

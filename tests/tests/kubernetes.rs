@@ -1,14 +1,16 @@
 //! An agent that follows an API server: from objects to packets.
-#![expect(clippy::unwrap_used, reason = "this is test code: it fails by panicking")]
+#![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "this is test code: it fails by panicking")]
 
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
+    fs,
+    net::{IpAddr, Ipv4Addr},
     time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
 use tests::{
+    SOON,
     agent::Agent,
     apiserver::{
         ApiServer,
@@ -17,7 +19,7 @@ use tests::{
     eventually,
     home::Home,
     http::Page,
-    poll,
+    number, poll,
     services::{PORT, TARGET_PORT, cluster_ips},
     topology::{Host, Lab, Topology},
 };
@@ -176,6 +178,9 @@ fn a_service_changes_its_type_its_ports_and_its_name_and_keeps_its_address() {
     is_empty(&agent);
 }
 
+/// What happens to a server.
+type Trouble = fn(&ApiServer);
+
 #[test]
 fn whatever_happens_to_the_server_traffic_goes_on_and_changes_arrive() {
     let world = World::new();
@@ -184,7 +189,7 @@ fn whatever_happens_to_the_server_traffic_goes_on_and_changes_arrive() {
     world.server.apply_all(world.endpoints(&[1]));
     let agent = world.agent();
     world.answer(&vips(), &["b1"]);
-    let troubles: [(&str, fn(&ApiServer)); 8] = [
+    let troubles: [(&str, Trouble); 8] = [
         ("streams that end", ApiServer::close_streams),
         ("streams that break", ApiServer::break_streams),
         ("history that is forgotten", |server| {
@@ -333,27 +338,35 @@ fn a_file_of_objects_is_served_like_a_cluster() {
     world.answer(&vips(), &["b2"]);
 }
 
+/// `WHARF_SERVICES` says how many, `WHARF_ENDPOINTS` with how many endpoints each; the times are told with `--nocapture`.
 #[test]
 fn one_change_among_many_services_is_soon_in_force() {
-    const SERVICES: u16 = 2_000;
+    let [services, endpoints] = [("WHARF_SERVICES", 2_000), ("WHARF_ENDPOINTS", 1)]
+        .map(|(variable, usual)| number(variable).map_or(usual, |number| u32::try_from(number).unwrap()));
     let world = World::new();
     let _servers = world.lab.serve(TARGET_PORT);
-    let many = (0..SERVICES).flat_map(|i| {
+    world.server.apply_all((0..services).flat_map(|i| {
         let name = format!("s{i}");
-        let [a, b] = (i + 512).to_be_bytes();
-        let endpoints =
-            slice("many", &format!("{name}-x")).of(&name).port("http", 80).endpoint(format!("10.8.{a}.{b}"));
-        let service = service("many", &name).cluster_ips([format!("10.96.{a}.{b}")]).port("http", 80);
-        [service.build(), endpoints.build()]
-    });
-    world.server.apply_all(many);
+        let slice = slice("many", &format!("{name}-x")).of(&name).port("http", 80);
+        let mut pods = (0..endpoints).map(|k| Ipv4Addr::from_bits(0x0B00_0000 + i * endpoints + k));
+        let cluster_ip = Ipv4Addr::from_bits(0x0A60_0200 + i);
+        let service = service("many", &name).cluster_ips([cluster_ip]).port("http", 80);
+        [service.build(), pods.try_fold(slice, |slice, pod| Some(slice.endpoint(pod))).unwrap().build()]
+    }));
     world.server.apply(web());
     world.server.apply_all(world.endpoints(&[1]));
-    let agent = world.agent();
-    world.answer(&vips(), &["b1"]);
+    let sizes = ["--max-services", "100000", "--max-backends", "400000", "--max-slots", "1000000"];
+    let agent = Agent::launch_at(Home::of_cluster(&world.server), &world.lab, &[&NODE[..], &sizes].concat()).ready();
+    let is_served = || (world.answers(vips()[0]) == ["b1"]).then_some(());
+    assert!(poll(Duration::from_secs(120), is_served).is_some(), "{}", agent.status());
     let begin = Instant::now();
     world.server.apply_all(world.endpoints(&[2]));
-    world.answer(&vips()[..1], &["b2"]);
-    println!("a change of one of {SERVICES} services was seen by a client after {:.1?}", begin.elapsed());
-    assert_eq!(agent.status()["services"], u64::from(SERVICES) + 2);
+    let is_changed = || world.lab.client().tcp(vips()[0]).is_ok_and(|it| it.backend() == "b2").then_some(());
+    assert!(poll(SOON, is_changed).is_some(), "{}", agent.status());
+    println!("a change of one of {services} services was seen by a client after {:.1?}", begin.elapsed());
+    let memory = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    let log = agent.log();
+    let told = log.lines().filter(|line| line.contains("applied") || line.contains("balancing"));
+    told.chain(memory.lines().filter(|line| line.starts_with("Rss"))).for_each(|line| println!("{line}"));
+    assert_eq!(agent.status()["services"], u64::from(services) + 2);
 }

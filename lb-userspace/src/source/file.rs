@@ -60,8 +60,8 @@ pub fn load(path: &Path, node: Option<&str>) -> Result<Loaded, FileError> {
 pub fn parse(name: &Path, bytes: &[u8], node: Option<&str>) -> Result<Loaded, FileError> {
     let wrong = |mistake: remarks::Remarks| FileError::Invalid(mistake.lines(name));
     let text = wire::text(bytes).map_err(wrong)?;
-    if let Some(objects) = objects::decode(text) {
-        return Ok(kubernetes::read(objects.map_err(wrong)?, node));
+    if let Some(objects) = objects::decode(text).transpose().map_err(wrong)? {
+        return Ok(kubernetes::read(objects, node));
     }
     let findings = validate::validate(&wire::decode(text).map_err(wrong)?);
     if findings.mistakes.is_empty() {

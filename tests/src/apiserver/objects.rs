@@ -239,6 +239,7 @@ impl Draft<Slice> {
     }
 
     /// The same with one more endpoint, which is ready; the slice is one of its family.
+    #[expect(clippy::needless_pass_by_value, reason = "an address is text here, and a value there")]
     pub fn endpoint(mut self, address: impl ToString) -> Self {
         let address = address.to_string();
         let ready = json!({ "ready": true, "serving": true, "terminating": false });

@@ -4,11 +4,7 @@ use std::{borrow::Cow, ffi::OsString, path::Path, time::Duration};
 
 use anyhow::Result;
 
-use super::{
-    binaries::Binaries,
-    job::Job,
-    kernel::{OLDEST, Unpacked},
-};
+use super::{binaries::Binaries, job::Job, kernel::Unpacked};
 use crate::place::workspace;
 
 /// Programs of tests, and which of their tests; all of them if none is named. In a guest a verifier takes ten seconds instead of one
@@ -71,9 +67,8 @@ const LIMIT: Duration = Duration::from_secs(900);
 /// The program of tests that is run in a guest of its own, where systemd is the first process.
 const UNIT: &str = "unit";
 
-/// The jobs of guests with this kernel, a guest each: the ring, or one program of tests with its arguments. What systemd does is the
-/// same on all kernels, and tried on the oldest.
-pub(super) fn jobs(name: &str, kernel: &Unpacked, binaries: &Binaries, program: &[OsString]) -> Result<Vec<Job>> {
+/// The jobs of guests with this kernel, a guest each: the ring, or one program of tests with its arguments.
+pub(super) fn jobs(kernel: &Unpacked, binaries: &Binaries, program: &[OsString]) -> Result<Vec<Job>> {
     if let [program, args @ ..] = program {
         let mut job = if program == UNIT { Job::by_systemd() } else { Job::as_first() };
         settle(&mut job, kernel, binaries);
@@ -89,13 +84,15 @@ pub(super) fn jobs(name: &str, kernel: &Unpacked, binaries: &Binaries, program: 
         binaries.expect(name, tests)?;
         ring.part(name, LIMIT, &[&[&*text(binaries.test(name.as_ref())?), "--exact"], tests].concat());
     }
-    if name != OLDEST.name {
-        return Ok(vec![ring]);
-    }
+    Ok(vec![ring])
+}
+
+/// The job of a guest in which systemd runs the unit.
+pub(super) fn unit(kernel: &Unpacked, binaries: &Binaries) -> Result<Job> {
     let mut unit = Job::by_systemd();
     settle(&mut unit, kernel, binaries);
     unit.part(UNIT, LIMIT, &[&*text(binaries.test(UNIT.as_ref())?)]);
-    Ok(vec![ring, unit])
+    Ok(unit)
 }
 
 /// Makes a guest a place where programs of tests find what they need.

@@ -18,10 +18,19 @@ struct Kind {
 pub(super) fn decode(text: &str) -> Option<Result<Vec<Object>, Remarks>> {
     if text.trim_start().starts_with('{') {
         let kind = serde_json::from_str::<Kind>(text).ok()?.kind;
-        return kind.map(|_| from_json(text));
+        return kind.map(|_| from_json(text).and_then(expect_some));
     }
     let is_of_objects = |line: &str| line.starts_with("kind:") || line.starts_with("apiVersion:");
-    text.lines().any(is_of_objects).then(|| from_yaml(text))
+    text.lines().any(is_of_objects).then(|| from_yaml(text).and_then(expect_some))
+}
+
+/// Not the same as none: objects of other kinds must not remove every service.
+fn expect_some(objects: Vec<Object>) -> Result<Vec<Object>, Remarks> {
+    if objects.iter().all(|object| matches!(object, Object::Other)) {
+        let remark = "no Service, EndpointSlice or List of them is here; an empty List says that there are none";
+        return Err(Remarks::one(Position::START, remark.to_owned()));
+    }
+    Ok(objects)
 }
 
 fn from_json(text: &str) -> Result<Vec<Object>, Remarks> {

@@ -36,7 +36,7 @@ const PORT_FIELDS: &str = "name, port, targetPort, nodePort, protocol";
 const BACKEND_FIELDS: &str = "address, weight, nodeName, conditions";
 
 fn parsed(content: impl AsRef<[u8]>) -> Result<Loaded, FileError> {
-    parse(Path::new("s.yaml"), content.as_ref())
+    parse(Path::new("s.yaml"), content.as_ref(), None)
 }
 
 /// The content must be refused with exactly these lines.
@@ -339,11 +339,28 @@ fn fields_that_are_not_there() {
         "clusterIP: 10.0.0.1",
         &["s.yaml:3:5: services[0].clusterIP: the list of cluster IPs is called `addresses` here"],
     );
+}
+
+#[test]
+fn objects_of_kubernetes_in_place_of_services() {
+    let none = "s.yaml:1:1: no Service, EndpointSlice or List of them is here; an empty List says that there are none";
+    check("apiVersion: v1\nkind: ConfigMap\n", &[none]);
+    check("{\"kind\": \"Pod\"}", &[none]);
     check(
-        "apiVersion: v1\nkind: Service\n",
-        &[
-            "s.yaml:1:1: apiVersion: this version of Wharf reads no Kubernetes objects yet; write `services:` and a list of services",
-        ],
+        "kind: Service\nmetadata: { name: a }\nspec: { ports: [{ port: x }] }\n",
+        &["s.yaml:1:1: invalid type: string \"x\", expected i32"],
+    );
+    let list = "apiVersion: v1\nitems: []\nkind: List\n";
+    assert!(parsed(list).unwrap().desired.services().is_empty());
+    let service = "kind: Service\napiVersion: v1\nmetadata: { namespace: ns, name: a }\n\
+                   spec: { clusterIP: 10.0.0.1, ports: [{ port: 80 }] }\n";
+    assert_eq!(
+        parsed(format!("{service}---\n{list}---\n{}", service.replace("name: a", "name: b")))
+            .unwrap()
+            .desired
+            .services()
+            .len(),
+        2
     );
 }
 
@@ -717,8 +734,8 @@ fn large_files_are_parsed_in_time() {
 fn files_that_cannot_be_read() {
     let directory = tempfile::tempdir().unwrap();
     let missing = directory.path().join("none.yaml");
-    let error = load(&missing).unwrap_err();
+    let error = load(&missing, None).unwrap_err();
     assert_eq!(error.to_string(), format!("{}: No such file or directory (os error 2)", missing.display()));
-    let error = load(directory.path()).unwrap_err();
+    let error = load(directory.path(), None).unwrap_err();
     assert_eq!(error.to_string(), format!("{}: not a regular file", directory.path().display()));
 }

@@ -66,7 +66,9 @@ impl Cluster {
     /// There are no other Services than those with these names.
     pub(super) fn keep_services(&mut self, names: &BTreeSet<ObjectName>) {
         let gone: Vec<_> = self.services.keys().filter(|name| !names.contains(*name)).cloned().collect();
-        gone.iter().for_each(|name| self.forget_service(name));
+        for name in &gone {
+            self.forget_service(name);
+        }
     }
 
     fn forget_service(&mut self, name: &ObjectName) {
@@ -107,7 +109,9 @@ impl Cluster {
     /// There are no other slices than those with these names.
     pub(super) fn keep_slices(&mut self, names: &BTreeSet<ObjectName>) {
         let gone: Vec<_> = self.owners.keys().filter(|name| !names.contains(*name)).cloned().collect();
-        gone.iter().for_each(|name| self.forget_slice(name));
+        for name in &gone {
+            self.forget_slice(name);
+        }
     }
 
     fn forget_slice(&mut self, name: &ObjectName) {

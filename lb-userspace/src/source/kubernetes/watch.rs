@@ -86,6 +86,7 @@ const CALM: Duration = Duration::from_secs(45);
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// What a task that follows one resource says.
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are objects, which are large")]
 enum Item {
     Service(Event<Service>),
     Slice(Event<EndpointSlice>),

@@ -619,27 +619,22 @@ impl Agent {
     }
 
     fn answer(&mut self, request: Request) -> Response {
-        match request {
-            Request::Status => match self.status() {
-                Ok(status) => Response::Status(Box::new(status)),
-                Err(error) => Response::Error(describe(&error)),
-            },
+        self.respond(request).unwrap_or_else(|error| Response::Error(describe(&error)))
+    }
+
+    fn respond(&mut self, request: Request) -> Result<Response, DataplaneError> {
+        Ok(match request {
+            Request::Status => Response::Status(Box::new(self.status()?)),
             Request::Services => Response::Services(self.service_reports()),
             Request::Backends => Response::Backends(self.backend_reports()),
-            Request::Metrics => match self.status() {
-                Ok(status) => Response::Metrics(self.metrics.text(&status)),
-                Err(error) => Response::Error(describe(&error)),
-            },
+            Request::Metrics => Response::Metrics(self.metrics.text(&self.status()?)),
             Request::Health => Response::Health(self.health()),
             Request::ServiceHealth { port } => self.service_health(port).map_or_else(
                 || Response::Error(format!("no service has its health told on port {port}")),
                 Response::ServiceHealth,
             ),
-            Request::Verify { repair } => match self.verify(repair) {
-                Ok(report) => Response::Verify(report),
-                Err(error) => Response::Error(describe(&error)),
-            },
-        }
+            Request::Verify { repair } => Response::Verify(self.verify(repair)?),
+        })
     }
 
     /// Compares what is desired, what the maps were made to say, and what they say.
@@ -844,7 +839,8 @@ impl Signals {
     }
 }
 
-/// An error with all of its causes, on one line each way that it is shown.
+/// An error with all of its causes, on one line each way that it is shown. Some have their cause in their own text.
 fn describe(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    let causes = std::iter::successors(error.source(), |error| error.source()).map(ToString::to_string);
+    causes.fold(error.to_string(), |text, cause| if text.contains(&cause) { text } else { format!("{text}: {cause}") })
 }

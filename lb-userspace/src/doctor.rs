@@ -161,6 +161,15 @@ fn list<T: fmt::Display>(all: &[T]) -> String {
 mod tests {
     use super::*;
 
+    /// The check of this name has this verdict, and these words in what it found or in its remedy.
+    #[track_caller]
+    pub(super) fn check_says(checks: &[Check], name: &str, verdict: Verdict, words: &str) {
+        let check = checks.iter().find(|check| check.name == name).unwrap();
+        assert_eq!(check.verdict, verdict, "{check:?}");
+        let text = format!("{} {}", check.found, check.remedy.as_deref().unwrap_or_default());
+        assert!(text.contains(words), "{check:?}");
+    }
+
     #[test]
     fn the_gravest_verdict_is_the_greatest() {
         assert_eq!(Verdict::ALL.iter().max(), Some(&Verdict::Problem));

@@ -430,6 +430,10 @@ impl fmt::Display for IpFamily {
 /// The algorithm of a service that says none: kube-proxy's nftables and iptables modes choose at random too.
 pub const DEFAULT_ALGORITHM: Algorithm = select::Algorithm::Random;
 
+/// For how long session affinity lasts where nothing else is said (Kubernetes, `DefaultClientIPServiceAffinitySeconds`), in
+/// seconds.
+pub const DEFAULT_AFFINITY: u32 = 10_800;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -183,18 +183,16 @@ fn addresses(name: &ServiceName, service: &Service, node: &Node) -> impl Iterato
 
 /// The ranges of clients that a service lets in, where it asks for that.
 fn sources(name: &ServiceName, service: &Service) -> impl Iterator<Item = (ServiceName, IpNet)> {
-    let is_checked = service.frontends.values().any(|&kind| kind == FrontendKind::LoadBalancer);
+    let is_checked = all_flags(service) & abi::Frontend::SOURCE_RANGES != 0;
     let ranges = service.source_ranges.iter().filter(move |_| is_checked);
     ranges.filter(|range| IpFamily::of(range.addr()) == name.family).map(|&range| (name.clone(), range))
 }
 
 fn serving(service: &Service, node: &Node) -> Serving {
-    let kinds = service.frontends.values().map(|&kind| Some(kind));
-    let flags = kinds.chain(service.node_port.map(|_| None)).map(|kind| frontend_flags(service, kind));
     Serving {
         algorithm: service.algorithm,
         affinity: service.affinity,
-        backends: backends(service, node, flags.fold(0, |all, flags| all | flags) & abi::Frontend::LOCAL_POLICY != 0),
+        backends: backends(service, node, all_flags(service) & abi::Frontend::LOCAL_POLICY != 0),
     }
 }
 
@@ -228,6 +226,12 @@ fn frontend_flags(service: &Service, kind: Option<FrontendKind>) -> u32 {
     let local = if policy == TrafficPolicy::Local { abi::Frontend::LOCAL_POLICY } else { 0 };
     let is_checked = kind == Some(FrontendKind::LoadBalancer) && !service.source_ranges.is_empty();
     external | local | if is_checked { abi::Frontend::SOURCE_RANGES } else { 0 }
+}
+
+/// What holds for any frontend of a service, its node port among them.
+fn all_flags(service: &Service) -> u32 {
+    let kinds = service.frontends.values().map(|&kind| Some(kind)).chain(service.node_port.map(|_| None));
+    kinds.fold(0, |all, kind| all | frontend_flags(service, kind))
 }
 
 /// Every endpoint of a service with the sets that it is in.

@@ -213,6 +213,7 @@ fn shared_with_host(ports: &Ports) -> Option<(usize, usize)> {
     Some((ports.common(&host).len(), host.len()))
 }
 
-fn read(path: &Path) -> io::Result<String> {
+/// What a setting is.
+pub(crate) fn read(path: &Path) -> io::Result<String> {
     Ok(fs::read_to_string(path)?.trim().to_owned())
 }

@@ -7,10 +7,7 @@ use std::{
     ffi::OsStr,
     fs::{self, File},
     io::{self, Write as _},
-    os::{
-        fd::AsRawFd as _,
-        unix::{net::UnixDatagram, process::CommandExt as _},
-    },
+    os::unix::process::CommandExt as _,
     panic,
     path::Path,
     process::{self, Command, Stdio},
@@ -21,6 +18,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
+use lb_userspace::dataplane::kernel;
 use nix::{
     libc,
     sched::{CloneFlags, setns},
@@ -78,19 +76,9 @@ impl NetNs {
         &self.name
     }
 
-    /// The number that the kernel gives to no other namespace (`SO_NETNS_COOKIE`).
-    pub fn cookie(&self) -> u64 {
-        self.run(|| {
-            let socket = UnixDatagram::unbound().expect("there are descriptors left");
-            let (mut cookie, mut length) = (0_u64, 8);
-            let to = (&raw mut cookie).cast();
-            // SAFETY: The option is 64 bits, which there is room for.
-            let result = unsafe {
-                libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, to, &raw mut length)
-            };
-            assert_eq!(result, 0, "{}", io::Error::last_os_error());
-            cookie
-        })
+    /// The name of the directory in which is pinned what an agent has here.
+    pub fn directory(&self) -> String {
+        self.run(|| kernel::namespace().expect("there are descriptors left"))
     }
 
     /// Does `work` inside, on a thread of its own. A socket that is made there stays there,

@@ -17,7 +17,7 @@
 //! | the load balancer's addresses | 203.0.113.(100+k) | the same with 100+k |
 //! | the port of nodes | 30,000 + k | the same |
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde_json::{Value, json};
 
@@ -46,6 +46,11 @@ pub fn file(services: impl IntoIterator<Item = Service>) -> String {
 /// The addresses of service `k` in the cluster.
 pub fn cluster_ips(k: u8) -> [IpAddr; 2] {
     [Ipv4Addr::new(10, 96, 0, k).into(), Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, spelled_alike(k)).into()]
+}
+
+/// The addresses of service `k` in the cluster, with the port that services have.
+pub fn vips(k: u8) -> [SocketAddr; 2] {
+    cluster_ips(k).map(|ip| SocketAddr::new(ip, PORT))
 }
 
 /// The external addresses of service `k`.

@@ -19,6 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    SOON,
     netns::Background,
     poll,
     probe::{Connection, TIMEOUT, Tally, address},
@@ -114,6 +115,15 @@ impl Conversations {
             silent.map(|(conversation, _)| conversation.backend.as_str()).collect::<Vec<_>>()
         };
         poll(limit, || silent().is_empty().then(Vec::new)).unwrap_or_else(silent)
+    }
+
+    /// Ends it: lines come back on each connection, and did all the time.
+    #[track_caller]
+    pub fn expect_unharmed(self) {
+        assert_eq!(self.stuck(SOON), Vec::<&str>::new());
+        for outcome in self.finish() {
+            assert!(outcome.end.is_ok(), "{outcome:?}");
+        }
     }
 
     /// Closes the connections that are still open.

@@ -71,17 +71,6 @@ fn assert_answers(tally: &Tally, expected: &[(&str, usize)]) {
     assert_eq!(tally.answers, expected);
 }
 
-/// Asserts that lines come back on every connection, and did all the time.
-#[track_caller]
-fn assert_all_alive(conversations: impl IntoIterator<Item = Conversations>) {
-    for conversations in conversations {
-        assert_eq!(conversations.stuck(SOON), Vec::<&str>::new());
-        for outcome in conversations.finish() {
-            assert!(outcome.end.is_ok(), "{outcome:?}");
-        }
-    }
-}
-
 // Which backend.
 
 #[test]
@@ -441,7 +430,7 @@ fn connections_outlive_forgotten_neighbours() {
             lab.flush_neighbours();
             thread::sleep(MOMENT);
         }
-        assert_all_alive(conversations);
+        conversations.into_iter().for_each(Conversations::expect_unharmed);
     }
 }
 
@@ -457,7 +446,7 @@ fn a_backend_may_change_its_ethernet_address() {
         backend.sysctl("ipv6/conf/eth0/ndisc_notify", "1");
         backend.ip("link set eth0 address 02:00:00:00:00:99");
         thread::sleep(MOMENT);
-        assert_all_alive(conversations);
+        conversations.into_iter().for_each(Conversations::expect_unharmed);
     }
 }
 
@@ -509,7 +498,7 @@ fn connections_follow_a_route() {
     }
     routes("del");
     thread::sleep(MOMENT);
-    assert_all_alive(conversations);
+    conversations.into_iter().for_each(Conversations::expect_unharmed);
 }
 
 #[test]
@@ -600,7 +589,7 @@ fn a_broken_file_changes_nothing() {
     }
     agent.apply(&good);
     assert_eq!(agent.status()["servicesError"], Value::Null);
-    assert_all_alive(conversations);
+    conversations.into_iter().for_each(Conversations::expect_unharmed);
 }
 
 #[test]

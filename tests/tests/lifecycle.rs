@@ -25,7 +25,7 @@ use tests::{
     SOON,
     agent::Agent,
     eventually,
-    services::{Service, cluster_ips, file},
+    services::{Service, file, vips},
     topology::{Host, Lab, Topology},
     traffic::{Arrivals, Conversations},
     variants::PAIR,
@@ -33,11 +33,6 @@ use tests::{
 
 /// Time for some traffic.
 const MOMENT: Duration = Duration::from_millis(300);
-
-/// The first service's addresses.
-fn vips() -> [SocketAddr; 2] {
-    cluster_ips(1).map(|ip| SocketAddr::new(ip, 80))
-}
 
 /// A lab with three backends.
 fn lab() -> Lab {
@@ -70,12 +65,7 @@ impl Load {
             assert!(tally.errors.is_empty(), "{tally}");
             connections += tally.answers.values().sum::<usize>();
         }
-        for conversations in self.conversations {
-            assert_eq!(conversations.stuck(SOON), Vec::<&str>::new());
-            for outcome in conversations.finish() {
-                assert!(outcome.end.is_ok(), "{outcome:?}");
-            }
-        }
+        self.conversations.into_iter().for_each(Conversations::expect_unharmed);
         connections
     }
 }
@@ -98,7 +88,7 @@ fn traffic_goes_on_without_the_agent() {
             let _servers = lab.serve(8080);
             let mut agent = Agent::start(&lab, &web(lab.backends()), &["--xdp", mode]);
             let before = lab.lb().programs();
-            let load = Load::begin(lab.client(), vips());
+            let load = Load::begin(lab.client(), vips(1));
             thread::sleep(MOMENT);
             agent.signal(signal);
             agent.wait();
@@ -114,7 +104,7 @@ fn an_agent_that_starts_again_takes_over_where_the_last_one_ended() {
     let lab = lab();
     let _servers = lab.serve(8080);
     let mut agent = Agent::start(&lab, &web(lab.backends()), &[]);
-    for vip in vips() {
+    for vip in vips(1) {
         assert!(lab.client().get_many(vip, 30, 1).errors.is_empty());
     }
     let (before, forwarded) = (opened(&agent), agent.count("redirect"));
@@ -125,7 +115,7 @@ fn an_agent_that_starts_again_takes_over_where_the_last_one_ended() {
     assert_eq!(opened(&another), before);
     assert!(another.count("redirect") >= forwarded);
     // The turns go on where they were.
-    let tally = lab.client().get_many(vips()[0], 3, 1);
+    let tally = lab.client().get_many(vips(1)[0], 3, 1);
     assert_eq!(tally.answers.values().copied().collect::<Vec<_>>(), [1, 1, 1]);
 }
 
@@ -138,7 +128,7 @@ fn kills_and_restarts_under_load_harm_no_connection() {
         let _servers: Vec<_> = pods.iter().map(|pod| pod.serve(8080)).collect();
         let services = file([Service::new(1).endpoints(pods.iter().copied())]);
         let mut agent = variant.start(node, &services, &[]);
-        let load = Load::begin(cluster.client(), vips());
+        let load = Load::begin(cluster.client(), vips(1));
         let began = Instant::now();
         for round in 0..5 {
             thread::sleep(MOMENT);
@@ -162,7 +152,7 @@ fn backends_replaced_one_by_one_under_load_with_drain_harm_no_connection() {
     let _servers = lab.serve(8080);
     let (old, new) = lab.backends().split_at(3);
     let agent = Agent::start(&lab, &web(old), &[]);
-    let arrivals: Vec<_> = vips().iter().map(|vip| lab.client().keep_calling(vip)).collect();
+    let arrivals: Vec<_> = vips(1).iter().map(|vip| lab.client().keep_calling(vip)).collect();
     for replaced in 1..=3 {
         let drained = Service::new(1).endpoints(&old[replaced..]).endpoints(&new[..replaced]);
         // The one that goes has no new flows first, and then none at all.
@@ -185,14 +175,14 @@ fn services_that_went_while_no_agent_ran_are_removed_by_the_next_one() {
     let _servers = lab.serve(8080);
     let two = file([1, 2].map(|k| Service::new(k).endpoints(lab.backends())));
     let mut agent = Agent::start(&lab, &two, &[]);
-    let [v4, _] = cluster_ips(2);
-    assert!(lab.client().tcp((v4, 80)).is_ok());
+    let [v4, _] = vips(2);
+    assert!(lab.client().tcp(v4).is_ok());
     agent.signal(Signal::SIGKILL);
     agent.wait();
     agent.edit(&web([lab.backend(1)]));
     let another = agent.launch_another(&lab, &[]).ready();
-    assert!(lab.client().tcp((v4, 80)).is_err());
-    for vip in vips() {
+    assert!(lab.client().tcp(v4).is_err());
+    for vip in vips(1) {
         assert_eq!(lab.client().get_many(vip, 10, 1).answers, BTreeMap::from([("b1".to_owned(), 10)]));
     }
     // All else is as if it had been that way from the start.
@@ -215,12 +205,12 @@ fn an_agent_that_starts_again_with_a_broken_file_leaves_all_as_it_is_until_the_f
     let another = agent.launch_another(&lab, &[]).ready();
     let error = || another.status()["servicesError"].clone();
     assert!(error().as_str().is_some_and(|error| error.contains("services[0].addresses: missing")), "{}", error());
-    for vip in vips() {
+    for vip in vips(1) {
         assert_eq!(lab.client().get_many(vip, 3, 1).answers, BTreeMap::from([("b1".to_owned(), 3)]));
     }
     another.apply(&web([lab.backend(2)]));
     assert_eq!(error(), Value::Null);
-    for vip in vips() {
+    for vip in vips(1) {
         assert_eq!(lab.client().get_many(vip, 3, 1).answers, BTreeMap::from([("b2".to_owned(), 3)]));
     }
 }
@@ -230,7 +220,7 @@ fn other_sizes_than_those_that_are_pinned_are_refused_with_both_and_traffic_goes
     let lab = lab();
     let _servers = lab.serve(8080);
     let mut agent = Agent::start(&lab, &web(lab.backends()), &["--max-flows", "4096"]);
-    let load = Load::begin(lab.client(), vips());
+    let load = Load::begin(lab.client(), vips(1));
     agent.signal(Signal::SIGTERM);
     agent.wait();
     let mut other = agent.launch_another(&lab, &["--max-flows", "8192"]);
@@ -274,7 +264,7 @@ fn an_agent_takes_over_in_another_mode() {
     let lab = lab();
     let _servers = lab.serve(8080);
     let mut agent = Agent::start(&lab, &web(lab.backends()), &["--xdp", "native"]);
-    let conversations = vips().map(|vip| lab.client().converse(vip, 5));
+    let conversations = vips(1).map(|vip| lab.client().converse(vip, 5));
     for mode in ["off", "generic", "native", "auto"] {
         agent.signal(Signal::SIGTERM);
         agent.wait();
@@ -335,7 +325,7 @@ fn what_can_not_be_pinned_is_said_and_pinned_later() {
     eventually("the new device is attached to", || pods() == Some(1));
     let unpinned = || agent.status()["unpinned"].as_str().map(str::to_owned);
     assert!(unpinned().is_some_and(|why| why.contains("read-only")), "{:?}", unpinned());
-    for vip in vips() {
+    for vip in vips(1) {
         assert!(lab.client().get_many(vip, 3, 1).errors.is_empty());
     }
     bpffs.set_writable(true);
@@ -350,7 +340,7 @@ fn what_can_not_be_pinned_is_said_and_pinned_later() {
 #[test]
 fn tables_of_another_layout_are_left_alone_and_named() {
     let (lab, bpffs) = (lab(), Bpffs::mount());
-    let other = bpffs.0.path().join(format!("wharf/v999/netns-{}", lab.lb().namespace().cookie()));
+    let other = bpffs.0.path().join(Path::new("wharf/v999").join(lab.lb().namespace().directory()));
     fs::create_dir_all(&other).unwrap();
     let mut agent = Agent::launch(&lab, "services: []", &[&bpffs.argument()]);
     assert_eq!(agent.wait().code(), Some(1));
@@ -363,8 +353,7 @@ fn tables_of_another_layout_are_left_alone_and_named() {
 #[test]
 fn who_looks_for_a_moment_whether_pins_are_of_a_namespace_that_is_gone_is_waited_for() {
     let (lab, bpffs) = (lab(), Bpffs::mount());
-    let cookie = lab.lb().namespace().cookie();
-    let directory = bpffs.0.path().join(format!("wharf/v{LAYOUT}/netns-{cookie}"));
+    let directory = bpffs.0.path().join(format!("wharf/v{LAYOUT}")).join(lab.lb().namespace().directory());
     fs::create_dir_all(&directory).unwrap();
     let looking = fs::File::open(&directory).unwrap();
     looking.lock().unwrap();
@@ -397,7 +386,7 @@ fn an_interface_that_went_while_no_agent_ran_is_attached_to_when_it_is_back() {
     lab.lb().namespace().ip("link del pod0\nlink add pod0 type veth peer name eth9\nlink set pod0 up");
     let another = agent.launch_another(&lab, &["--pod-interface", "pod*"]).ready();
     eventually("the new one is attached to", || pods(&another) == Some(1));
-    for vip in vips() {
+    for vip in vips(1) {
         assert!(lab.client().get_many(vip, 3, 1).errors.is_empty());
     }
 }
@@ -412,7 +401,7 @@ fn an_uplink_that_is_missing_at_a_restart_is_attached_to_when_it_comes() {
     lab.lb().namespace().ip("link set eth-b3 down\nlink set eth-b3 name away");
     let another = agent.launch_another(&lab, &[]).ready();
     assert!(another.log().contains("interface eth-b3 is gone"), "{}", another.log());
-    for vip in vips() {
+    for vip in vips(1) {
         assert!(lab.client().get_many(vip, 3, 1).errors.is_empty());
     }
     lab.lb().namespace().ip("link set away name eth-b3\nlink set eth-b3 up");
@@ -445,7 +434,7 @@ fn what_did_not_fit_is_applied_as_soon_as_there_is_room() {
     eventually("the lack of room is told again", || error().is_some_and(|error| is_full(&error)));
     let refused = || lab.lb().http("http://127.0.0.1:10249/metrics").unwrap().metric("wharf_services_refused");
     assert_eq!(refused(), Some(1.0));
-    let answers = || lab.client().get_many(vips()[0], 3, 1).answers;
+    let answers = || lab.client().get_many(vips(1)[0], 3, 1).answers;
     assert_eq!(answers(), BTreeMap::from([("b1".to_owned(), 3)]));
     lab.lb().namespace().ip(&more("del"));
     let limit = Duration::from_secs(40);
@@ -492,7 +481,7 @@ fn what_somebody_else_writes_to_the_maps_is_found_and_put_right() {
         let (code, text) = verify(&["--repair"]);
         assert!(code == 0 && text.contains("put right"), "{code}: {text}");
         assert_eq!(verify(&[]).0, 0);
-        for vip in vips() {
+        for vip in vips(1) {
             assert_eq!(lab.client().get_many(vip, 3, 1).answers, BTreeMap::from([("b1".to_owned(), 3)]));
         }
     }
@@ -603,8 +592,8 @@ fn a_restart_with_5_000_services_changes_nothing_for_live_flows() {
     let lab = lab();
     let _servers = lab.serve(8080);
     let mut agent = Agent::start(&lab, &many(&lab), &[]);
-    let load = Load::begin(lab.client(), vips());
-    let datagrams: Vec<_> = vips()
+    let load = Load::begin(lab.client(), vips(1));
+    let datagrams: Vec<_> = vips(1)
         .iter()
         .flat_map(|vip| (0..20).map(|_| lab.client().udp(vip).unwrap()).collect::<Vec<_>>())
         .map(|socket| (socket.ask("who?").unwrap(), socket))
@@ -626,9 +615,9 @@ fn a_restart_with_5_000_services_changes_nothing_for_live_flows() {
 fn pins(host: &Host) -> Vec<PathBuf> {
     let below =
         |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()).collect::<Vec<_>>();
-    let cookie = host.namespace().cookie();
+    let directory = host.namespace().directory();
     let layouts = below(Path::new("/sys/fs/bpf/wharf")).into_iter();
-    let directories = layouts.map(|layout| layout.join(format!("netns-{cookie}"))).filter(|it| it.exists());
+    let directories = layouts.map(|layout| layout.join(&directory)).filter(|it| it.exists());
     directories.flat_map(|directory| below(&directory)).collect()
 }
 

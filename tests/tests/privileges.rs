@@ -4,7 +4,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, Permissions},
-    net::SocketAddr,
     os::unix::fs::PermissionsExt as _,
     path::Path,
 };
@@ -14,7 +13,7 @@ use tests::{
     agent::Agent,
     eventually,
     home::{Home, give_away},
-    services::{Service, cluster_ips, file},
+    services::{Service, file, vips},
     topology::{Lab, Topology},
     variants::PAIR,
 };
@@ -26,11 +25,6 @@ const NEEDED: [&str; 3] = ["bpf", "net_admin", "perfmon"];
 const DAC_OVERRIDE: u64 = 1 << 1;
 const DAC_READ_SEARCH: u64 = 1 << 2;
 const NET_ADMIN: u64 = 1 << 12;
-
-/// The first service's addresses.
-fn vips() -> [SocketAddr; 2] {
-    cluster_ips(1).map(|ip| SocketAddr::new(ip, 80))
-}
 
 /// What every thread of an agent has, by the names of `/proc/PID/status`.
 fn privileges(agent: &Agent) -> BTreeMap<String, BTreeSet<u64>> {
@@ -72,7 +66,7 @@ fn an_ordinary_user_with_three_capabilities_balances_reloads_attaches_and_starts
         let home = Home::of_nobody(&services, &NEEDED);
         let mut agent = Agent::start_at(home, cluster.node(1), &["--xdp", variant.xdp]);
         expect_no_more_than(&agent, NET_ADMIN);
-        for vip in vips() {
+        for vip in vips(1) {
             assert_eq!(cluster.client().get_many(vip, 4 * count, 1).answers.len(), count);
         }
         // A device that comes later, and the pod behind it.
@@ -81,10 +75,10 @@ fn an_ordinary_user_with_three_capabilities_balances_reloads_attaches_and_starts
         let server = pod.serve(8080);
         eventually("the new pod's device is attached to", || agent.status()["podInterfaces"]["attached"] == 3);
         agent.apply(&file([Service::new(1).endpoints([pod])]));
-        for vip in vips() {
+        for vip in vips(1) {
             assert_eq!(cluster.client().get_many(vip, 4, 1).answers, BTreeMap::from([(pod.name().to_owned(), 4)]));
         }
-        let conversations = vips().map(|vip| cluster.client().converse(vip, 5));
+        let conversations = vips(1).map(|vip| cluster.client().converse(vip, 5));
         for signal in [Signal::SIGKILL, Signal::SIGTERM] {
             agent.signal(signal);
             agent.wait();
@@ -162,14 +156,14 @@ fn what_was_run_by_ip_netns_exec_removes_its_pins_without_the_privilege_to_look_
     let lab = Topology::new().backends(1).up();
     let mut agent = Agent::launch_at(Home::of_netns_exec("services: []", lab.lb()), &lab, &["--keep=false"]).ready();
     expect_no_more_than(&agent, NET_ADMIN);
-    let cookie = lab.lb().namespace().cookie();
+    let directory = lab.lb().namespace().directory();
     let pins = || {
         Path::new("/sys/fs/bpf/wharf")
             .read_dir()
             .into_iter()
             .flatten()
             .flatten()
-            .any(|layout| layout.path().join(format!("netns-{cookie}")).exists())
+            .any(|layout| layout.path().join(&directory).exists())
     };
     assert!(pins());
     agent.signal(Signal::SIGTERM);

@@ -4,7 +4,6 @@
 use std::{
     collections::BTreeMap,
     env, fs,
-    net::SocketAddr,
     os::unix::fs::{MetadataExt as _, symlink},
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -16,7 +15,7 @@ use tests::{
     SOON,
     agent::binary,
     eventually,
-    services::{Service, cluster_ips, file},
+    services::{Service, file, vips},
     topology::{Host, Lab, Topology},
     traffic::Conversations,
 };
@@ -73,7 +72,7 @@ fn the_unit_does_what_its_readme_says() {
     stage("remove");
     tree.follow("Remove");
     expect_nothing_left(&before);
-    for vip in vips() {
+    for vip in vips(1) {
         assert!(lab.client().tcp(vip).is_err());
     }
 }
@@ -159,10 +158,6 @@ fn expect_nothing_left(settings_before: &BTreeMap<PathBuf, String>) {
         assert!(!Path::new(path).exists(), "{path}");
     }
     assert_eq!([property("LoadState"), property("ActiveState")], ["not-found", "inactive"]);
-}
-
-fn vips() -> [SocketAddr; 2] {
-    cluster_ips(1).map(|ip| SocketAddr::new(ip, 80))
 }
 
 /// A services file with so many, of all backends.
@@ -258,13 +253,13 @@ struct Load(Vec<Conversations>);
 
 impl Load {
     fn begin(client: &Host) -> Self {
-        Self(vips().iter().map(|vip| client.converse(vip, 1)).collect())
+        Self(vips(1).iter().map(|vip| client.converse(vip, 1)).collect())
     }
 
     /// The connections get answers, and so do new ones.
     #[track_caller]
     fn expect_going_on(&self, client: &Host) {
-        for (conversations, vip) in self.0.iter().zip(vips()) {
+        for (conversations, vip) in self.0.iter().zip(vips(1)) {
             assert_eq!(conversations.stuck(SOON), Vec::<&str>::new(), "{}", journal());
             assert_eq!(client.get_many(vip, 6, 1).answers.into_values().collect::<Vec<_>>(), [2, 2, 2]);
         }
@@ -273,9 +268,7 @@ impl Load {
     /// Ends it: nothing has ever failed.
     #[track_caller]
     fn expect_unharmed(self) {
-        for outcome in self.0.into_iter().flat_map(Conversations::finish) {
-            assert!(outcome.end.is_ok(), "{outcome:?}");
-        }
+        self.0.into_iter().for_each(Conversations::expect_unharmed);
     }
 }
 

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every ring of tests that this machine can run, and what was skipped and why.
 
-use std::{ffi::OsString, process::Command};
+use std::{ffi::OsString, path::PathBuf, process::Command};
 
 use anyhow::Result;
 use xtask::{
@@ -21,8 +21,7 @@ pub(crate) fn verb(args: &[OsString]) -> Result<()> {
     println!("ring 1: host");
     run(host().args(["test", "--workspace", "--exclude", "lb-ebpf", "--exclude", "tests"]).args(args))?;
     println!("ring 2: packets through the kernel, and networks of namespaces");
-    run(host().args(["build", "--package", "lb-userspace", "--bin", "wharf"]))?;
-    let wharf = built("debug", "wharf")?;
+    let wharf = build_wharf()?;
     if is_root() {
         run(host().args(["test", "--package", "tests"]).args(args).env("WHARF_BIN", wharf))?;
     } else {
@@ -44,6 +43,12 @@ pub(crate) fn verb(args: &[OsString]) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// Builds the agent, as tests run it.
+pub(crate) fn build_wharf() -> Result<PathBuf> {
+    run(host().args(["build", "--package", "lb-userspace", "--bin", "wharf"]))?;
+    built("debug", "wharf")
 }
 
 /// A cargo at the root of the tree.

@@ -181,8 +181,8 @@ impl Facts<'_> {
 pub(super) mod tests {
     use rtnetlink::packet_route::link::LinkLayerType;
 
-    use super::*;
-    use crate::doctor::Verdict::{self, Note, Ok as Fine, Problem, Warning};
+    use super::{super::tests::check_says, *};
+    use crate::doctor::Verdict::{Note, Ok as Fine, Problem, Warning};
 
     const ADDRESSES: [(u32, IpAddr); 1] = [(2, IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)))];
 
@@ -191,14 +191,6 @@ pub(super) mod tests {
         let pod_interfaces = vec!["veth*".parse().unwrap()];
         let roles = Roles { uplinks, pod_interfaces, ..Roles::default() };
         checks(&Facts { devices, addresses, roles: &roles, are_named })
-    }
-
-    #[track_caller]
-    fn says(checks: &[Check], name: &str, verdict: Verdict, words: &str) {
-        let check = checks.iter().find(|check| check.name == name).unwrap();
-        assert_eq!(check.verdict, verdict, "{check:?}");
-        let text = format!("{} {}", check.found, check.remedy.as_deref().unwrap_or_default());
-        assert!(text.contains(words), "{check:?}");
     }
 
     #[test]
@@ -214,14 +206,14 @@ pub(super) mod tests {
     fn an_interface_is_there_up_and_connected_or_not() {
         let eth0 = Link::of(2, "eth0", None);
         let state = |device: Link, are_named| with(&[device], &["eth0"], &ADDRESSES, are_named);
-        says(&state(eth0.clone(), true), "interface", Fine, "carrier");
-        says(&state(Link { is_up: false, ..eth0.clone() }, true), "interface", Problem, "set dev eth0 up");
-        says(&state(Link { has_carrier: false, ..eth0.clone() }, true), "interface", Warning, "no carrier");
+        check_says(&state(eth0.clone(), true), "interface", Fine, "carrier");
+        check_says(&state(Link { is_up: false, ..eth0.clone() }, true), "interface", Problem, "set dev eth0 up");
+        check_says(&state(Link { has_carrier: false, ..eth0.clone() }, true), "interface", Warning, "no carrier");
         let tunnel = Link { layer: LinkLayerType::None, ..eth0 };
-        says(&state(tunnel.clone(), true), "interface", Problem, "no Ethernet");
-        says(&state(tunnel, false), "interface", Note, "no Ethernet");
-        says(&with(&[], &["eth9"], &[], true), "interface", Problem, "no interface eth9");
-        says(&with(&[], &[], &[], false), "interface", Problem, "no interface but loopback");
+        check_says(&state(tunnel.clone(), true), "interface", Problem, "no Ethernet");
+        check_says(&state(tunnel, false), "interface", Note, "no Ethernet");
+        check_says(&with(&[], &["eth9"], &[], true), "interface", Problem, "no interface eth9");
+        check_says(&with(&[], &[], &[], false), "interface", Problem, "no interface but loopback");
     }
 
     #[test]
@@ -240,23 +232,23 @@ pub(super) mod tests {
                 true,
             )
         };
-        says(&place(None, Some(4), None), "device-stack", Warning, "name bond0 instead");
-        says(&place(None, Some(3), None), "device-stack", Warning, "another kind");
-        says(&place(None, Some(5), None), "device-stack", Note, "VRF red");
-        says(&place(Some(InfoKind::Vlan), None, Some(3)), "device-stack", Warning, "name eth0 instead");
-        says(&place(Some(InfoKind::Vlan), None, None), "device-stack", Warning, "the device below");
-        says(&place(Some(InfoKind::Bridge), None, None), "device-stack", Note, "is a bridge");
-        says(&place(Some(InfoKind::Team), None, None), "device-stack", Note, "is a team");
-        says(&place(Some(InfoKind::Bond), None, None), "device-stack", Note, "active-backup");
+        check_says(&place(None, Some(4), None), "device-stack", Warning, "name bond0 instead");
+        check_says(&place(None, Some(3), None), "device-stack", Warning, "another kind");
+        check_says(&place(None, Some(5), None), "device-stack", Note, "VRF red");
+        check_says(&place(Some(InfoKind::Vlan), None, Some(3)), "device-stack", Warning, "name eth0 instead");
+        check_says(&place(Some(InfoKind::Vlan), None, None), "device-stack", Warning, "the device below");
+        check_says(&place(Some(InfoKind::Bridge), None, None), "device-stack", Note, "is a bridge");
+        check_says(&place(Some(InfoKind::Team), None, None), "device-stack", Note, "is a team");
+        check_says(&place(Some(InfoKind::Bond), None, None), "device-stack", Note, "active-backup");
         assert!(!place(None, None, None).iter().any(|check| check.name == "device-stack"));
     }
 
     #[test]
     fn packets_need_an_address_to_leave_with() {
         let devices = [Link::of(2, "eth0", None), Link::of(3, "eth1", None)];
-        says(&with(&devices, &["eth0"], &ADDRESSES, true), "source-address", Fine, "192.0.2.1");
-        says(&with(&devices, &["eth1"], &ADDRESSES, true), "source-address", Note, "another interface");
-        says(&with(&devices, &["eth1"], &[], true), "source-address", Problem, "neither eth1 nor");
+        check_says(&with(&devices, &["eth0"], &ADDRESSES, true), "source-address", Fine, "192.0.2.1");
+        check_says(&with(&devices, &["eth1"], &ADDRESSES, true), "source-address", Note, "another interface");
+        check_says(&with(&devices, &["eth1"], &[], true), "source-address", Problem, "neither eth1 nor");
     }
 
     #[test]
@@ -264,10 +256,10 @@ pub(super) mod tests {
         let jumbo = Link { mtu: 9000, ..Link::of(3, "eth1", None) };
         let devices = [Link::of(2, "eth0", None), jumbo, Link::of(4, "veth7", Some(InfoKind::Veth))];
         let both = with(&devices, &["eth0", "eth1"], &ADDRESSES, true);
-        says(&both, "mtu", Note, "eth0 is 1500 and that of eth1 is 9000");
-        says(&both, "pod-interfaces", Fine, "finds veth7");
+        check_says(&both, "mtu", Note, "eth0 is 1500 and that of eth1 is 9000");
+        check_says(&both, "pod-interfaces", Fine, "finds veth7");
         let one = with(&devices[..1], &["eth0"], &ADDRESSES, true);
         assert!(!one.iter().any(|check| check.name == "mtu"));
-        says(&one, "pod-interfaces", Note, "no device");
+        check_says(&one, "pod-interfaces", Note, "no device");
     }
 }

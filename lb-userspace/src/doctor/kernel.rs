@@ -208,7 +208,7 @@ fn lockdown(facts: &Facts) -> Check {
 mod tests {
     use Verdict::{Note, Ok as Fine, Problem, Unknown, Warning};
 
-    use super::*;
+    use super::{super::tests::check_says, *};
 
     fn refused<T>(errno: i32) -> io::Result<T> {
         Err(io::Error::from_raw_os_error(errno))
@@ -232,10 +232,7 @@ mod tests {
 
     #[track_caller]
     fn says(facts: &Facts, name: &str, verdict: Verdict, words: &str) {
-        let checks = checks(facts);
-        let check = checks.iter().find(|check| check.name == name).unwrap();
-        assert_eq!(check.verdict, verdict, "{check:?}");
-        assert!(check.found.contains(words), "{check:?}");
+        check_says(&checks(facts), name, verdict, words);
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! The kernel settings without which packets are not forwarded. Most of them `wharf run` sets itself, unless it is told not to.
 
-use std::{fs, io, net::IpAddr, path::Path};
+use std::{io, net::IpAddr, path::Path};
 
 use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::{Check, Verdict};
-use crate::network::survey::{Link, Survey};
+use crate::{
+    network::survey::{Link, Survey},
+    sysctl,
+};
 
 /// What is so.
 pub(super) struct Facts {
@@ -59,8 +62,7 @@ impl Uplink {
 }
 
 fn read(family: &str, interface: &str, key: &str) -> io::Result<String> {
-    let path = Path::new(SETTINGS).join(family).join("conf").join(interface).join(key);
-    Ok(fs::read_to_string(path)?.trim().to_owned())
+    sysctl::read(&Path::new(SETTINGS).join(family).join("conf").join(interface).join(key))
 }
 
 pub(super) fn checks(facts: &Facts, keep_sysctls: bool) -> Vec<Check> {
@@ -194,7 +196,7 @@ fn unreadable(name: &'static str, key: &str, error: &io::Error) -> Check {
 mod tests {
     use Verdict::{Note, Ok as Fine, Problem, Unknown, Warning};
 
-    use super::*;
+    use super::{super::tests::check_says, *};
 
     #[expect(clippy::unnecessary_wraps, reason = "beside `missing`, this is the other way that reading ends")]
     fn is(value: &str) -> io::Result<String> {
@@ -221,11 +223,7 @@ mod tests {
 
     #[track_caller]
     fn says(facts: &Facts, keep_sysctls: bool, name: &str, verdict: Verdict, words: &str) {
-        let checks = checks(facts, keep_sysctls);
-        let check = checks.iter().find(|check| check.name == name).unwrap();
-        assert_eq!(check.verdict, verdict, "{check:?}");
-        let text = format!("{} {}", check.found, check.remedy.as_deref().unwrap_or_default());
-        assert!(text.contains(words), "{check:?}");
+        check_says(&checks(facts, keep_sysctls), name, verdict, words);
     }
 
     #[test]

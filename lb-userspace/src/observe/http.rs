@@ -13,7 +13,7 @@ use std::{
 use axum::{
     Router,
     extract::State,
-    http::{HeaderName, StatusCode, header},
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -23,7 +23,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use imbl::{OrdMap, ordmap::DiffItem};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, mpsc},
@@ -159,20 +159,14 @@ async fn service_health(State((port, queries)): State<(u16, mpsc::Sender<Query>)
         other => return unavailable(&other),
     };
     let is_good = report.is_healthy && report.local_endpoints > 0;
-    let status = if is_good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let (namespace, name) = report.service.split_once('/').unwrap_or(("", &report.service));
     let body = json!({
         "service": { "namespace": namespace, "name": name },
         "localEndpoints": report.local_endpoints,
         "serviceProxyHealthy": report.is_healthy,
     });
-    let weight = report.local_endpoints.to_string();
-    let headers = [
-        (header::CONTENT_TYPE, "application/json"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (HeaderName::from_static("x-load-balancing-endpoint-weight"), &weight),
-    ];
-    (status, headers, body.to_string()).into_response()
+    let weight = [("x-load-balancing-endpoint-weight", report.local_endpoints.to_string())];
+    (weight, opinion(is_good, &body)).into_response()
 }
 
 async fn metrics(State(queries): State<mpsc::Sender<Query>>) -> Response {
@@ -194,18 +188,23 @@ async fn livez(State(queries): State<mpsc::Sender<Query>>) -> Response {
 async fn health(queries: &mpsc::Sender<Query>, is_good: fn(&HealthReport) -> bool) -> Response {
     match Query::ask(Request::Health, queries).await {
         report::Response::Health(report) => {
-            let status = if is_good(&report) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
             let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
             let body = json!({
                 "lastUpdated": report.last_updated,
                 "currentTime": now,
                 "nodeEligible": report.is_node_eligible,
             });
-            let headers = [(header::CONTENT_TYPE, "application/json"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
-            (status, headers, body.to_string()).into_response()
+            opinion(is_good(&report), &body)
         }
         other => unavailable(&other),
     }
+}
+
+/// Whether all is well, and more about it.
+fn opinion(is_good: bool, body: &Value) -> Response {
+    let status = if is_good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    (status, headers, body.to_string()).into_response()
 }
 
 fn unavailable(answer: &report::Response) -> Response {

@@ -9,8 +9,8 @@ use std::{
 
 use prometheus_client::{
     encoding::text::encode,
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
-    registry::Registry,
+    metrics::{TypedMetric, counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Metric, Registry},
 };
 
 use crate::admin::report::StatusReport;
@@ -23,6 +23,11 @@ pub struct Metrics {
     /// When one was last, in seconds since 1970.
     last_sync: Gauge<f64, AtomicU64>,
 }
+
+/// What goes up and down.
+type Level = Gauge<u64, AtomicU64>;
+/// What goes up.
+type Count = Counter<u64, AtomicU64>;
 
 /// The labels of one series.
 type Labels = Vec<(&'static str, String)>;
@@ -61,24 +66,25 @@ impl Metrics {
 /// What the status says.
 fn register(wharf: &mut Registry, status: &StatusReport) {
     let StatusReport { interfaces, tables, pod_interfaces, counters, audit, collector, .. } = status;
-    gauges(wharf, "build_info", "The version", [([("version", &*status.version)], 1)]);
+    family(wharf, "build_info", "The version", [([("version", &*status.version)], 1)], Level::set);
     gauge(wharf, "services", "Services in force: ports of one protocol in one IP family", status.services);
     let is_refused = status.services_error.is_some();
     gauge(wharf, "services_refused", "1 while what the source says is not in force; see status", is_refused);
     gauge(wharf, "unpinned", "1 while traffic would end with the agent", status.unpinned.is_some());
     let used = tables.iter().map(|it| ([("table", &*it.name)], it.used));
-    gauges(wharf, "table_entries", "Entries in use; of flows, when they were last gone through", used);
+    family(wharf, "table_entries", "Entries in use; of flows, when they were last gone through", used, Level::set);
     let sizes = tables.iter().map(|it| ([("table", &*it.name)], it.size));
-    gauges(wharf, "table_size", "Entries that the table can hold", sizes);
+    family(wharf, "table_size", "Entries that the table can hold", sizes, Level::set);
     let modes = interfaces.iter().map(|it| ([("interface", &*it.name), ("xdp", &*it.xdp), ("tc", &*it.tc)], 1));
-    gauges(wharf, "interface_info", "How programs are attached to an interface", modes);
+    family(wharf, "interface_info", "How programs are attached to an interface", modes, Level::set);
     gauge(wharf, "pod_interfaces", "Pod-facing devices with programs", pod_interfaces.attached as u64);
     gauge(wharf, "pod_interfaces_refused", "Pod-facing devices that could not get them", pod_interfaces.refused as u64);
 
     let counts = || counters.iter().map(|it| ([("action", &*it.action), ("reason", &*it.name)], it));
     let packets = counts().map(|(labels, it)| (labels, it.packets));
-    counters_of(wharf, "packets", "Packets by what became of them, and why", packets);
-    counters_of(wharf, "bytes", "Their bytes", counts().map(|(labels, it)| (labels, it.bytes)));
+    family(wharf, "packets", "Packets by what became of them, and why", packets, Count::inc_by);
+    let bytes = counts().map(|(labels, it)| (labels, it.bytes));
+    family(wharf, "bytes", "Their bytes", bytes, Count::inc_by);
     counter(wharf, "changes", "Changes of services that came into force", status.revision);
     counter(wharf, "audits", "Looks at all maps", audit.audits);
     counter(wharf, "audit_repairs", "Entries of maps that somebody else had changed", audit.repaired);
@@ -87,45 +93,33 @@ fn register(wharf: &mut Registry, status: &StatusReport) {
 }
 
 fn gauge(registry: &mut Registry, name: &str, help: &str, value: impl Into<u64>) {
-    let gauge = Gauge::<u64, AtomicU64>::default();
+    let gauge = Level::default();
     gauge.set(value.into());
     registry.register(name, help, gauge);
 }
 
-fn gauges<'a, const N: usize>(
-    registry: &mut Registry,
-    name: &str,
-    help: &str,
-    series: impl IntoIterator<Item = ([(&'static str, &'a str); N], u64)>,
-) {
-    let family = Family::<Labels, Gauge<u64, AtomicU64>>::default();
-    for (labels, value) in series {
-        family.get_or_create(&owned(labels)).set(value);
-    }
-    registry.register(name, help, family);
-}
-
 fn counter(registry: &mut Registry, name: &str, help: &str, value: u64) {
-    let counter = Counter::<u64>::default();
+    let counter = Count::default();
     counter.inc_by(value);
     registry.register(name, help, counter);
 }
 
-fn counters_of<'a, const N: usize>(
+/// The series of one name; `set` gives each its value.
+fn family<'a, M, const N: usize>(
     registry: &mut Registry,
     name: &str,
     help: &str,
     series: impl IntoIterator<Item = ([(&'static str, &'a str); N], u64)>,
-) {
-    let family = Family::<Labels, Counter>::default();
+    set: fn(&M, u64) -> u64,
+) where
+    M: Default + Metric + TypedMetric,
+{
+    let family = Family::<Labels, M>::default();
     for (labels, value) in series {
-        family.get_or_create(&owned(labels)).inc_by(value);
+        let labels = labels.map(|(label, value)| (label, value.to_owned()));
+        set(&family.get_or_create(&labels.into()), value);
     }
     registry.register(name, help, family);
-}
-
-fn owned<const N: usize>(labels: [(&'static str, &str); N]) -> Labels {
-    labels.map(|(label, value)| (label, value.to_owned())).into()
 }
 
 fn seconds_since_1970(time: SystemTime) -> f64 {

@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, ffi::OsStr, io::BufReader, path::PathBuf, proce
 
 use anyhow::{Context as _, Result, ensure};
 use cargo_metadata::Message;
-use xtask::command::{output, run};
+use xtask::command::output;
 
-use crate::{place::built, test::host};
+use crate::test::{build_wharf, host};
 
 /// The programs of the package `tests`, by name, and the agent.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub(super) struct Binaries {
 impl Binaries {
     /// Builds all of them.
     pub(super) fn build() -> Result<Self> {
-        run(host().args(["build", "--package", "lb-userspace", "--bin", "wharf"]))?;
+        let wharf = build_wharf()?;
         let mut command = host();
         command.args(["test", "--package", "tests", "--no-run", "--message-format", "json-render-diagnostics"]);
         let mut cargo = command.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
@@ -33,7 +33,7 @@ impl Binaries {
             }
         }
         ensure!(cargo.wait()?.success(), "cargo cannot build the tests");
-        Ok(Self { tests, wharf: built("debug", "wharf")? })
+        Ok(Self { tests, wharf })
     }
 
     /// The program of tests that is called so.

@@ -65,34 +65,25 @@ const SETTINGS: [(&str, &str); 4] =
 const LIMIT: Duration = Duration::from_secs(900);
 
 /// The program of tests that is run in a guest of its own, where systemd is the first process.
-const UNIT: &str = "unit";
+pub(super) const UNIT: &str = "unit";
 
-/// The jobs of guests with this kernel, a guest each: the ring, or one program of tests with its arguments.
-pub(super) fn jobs(kernel: &Unpacked, binaries: &Binaries, program: &[OsString]) -> Result<Vec<Job>> {
+/// The job of a guest with this kernel: the ring, or one program of tests with its arguments.
+pub(super) fn job(kernel: &Unpacked, binaries: &Binaries, program: &[OsString]) -> Result<Job> {
+    let is_unit = program.first().is_some_and(|program| program == UNIT);
+    let mut job = if is_unit { Job::by_systemd() } else { Job::as_first() };
+    settle(&mut job, kernel, binaries);
     if let [program, args @ ..] = program {
-        let mut job = if program == UNIT { Job::by_systemd() } else { Job::as_first() };
-        settle(&mut job, kernel, binaries);
         let binary = text(binaries.test(program)?);
         let args: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
         let words: Vec<_> = [&*binary].into_iter().chain(args.iter().map(|arg| &**arg)).collect();
         job.part(&program.to_string_lossy(), LIMIT, &words);
-        return Ok(vec![job]);
+    } else {
+        for (name, tests) in RING {
+            binaries.expect(name, tests)?;
+            job.part(name, LIMIT, &[&[&*text(binaries.test(name.as_ref())?), "--exact"], tests].concat());
+        }
     }
-    let mut ring = Job::as_first();
-    settle(&mut ring, kernel, binaries);
-    for (name, tests) in RING {
-        binaries.expect(name, tests)?;
-        ring.part(name, LIMIT, &[&[&*text(binaries.test(name.as_ref())?), "--exact"], tests].concat());
-    }
-    Ok(vec![ring])
-}
-
-/// The job of a guest in which systemd runs the unit.
-pub(super) fn unit(kernel: &Unpacked, binaries: &Binaries) -> Result<Job> {
-    let mut unit = Job::by_systemd();
-    settle(&mut unit, kernel, binaries);
-    unit.part(UNIT, LIMIT, &[&*text(binaries.test(UNIT.as_ref())?)]);
-    Ok(unit)
+    Ok(job)
 }
 
 /// Makes a guest a place where programs of tests find what they need.

@@ -1,6 +1,7 @@
 use Verdict::{Note, Ok as Fine, Problem, Warning};
 
 use super::*;
+use crate::doctor::tests::check_says;
 
 fn neighbour(address: &str, state: Option<NeighbourState>) -> Neighbour {
     Neighbour { interface: "eth0".to_owned(), address: address.parse().unwrap(), state }
@@ -16,10 +17,7 @@ fn by(address: &str, state: Option<NeighbourState>, is_watched: bool) -> Route {
 
 #[track_caller]
 fn says(facts: &Facts, name: &str, verdict: Verdict, words: &str) {
-    let checks = checks(facts);
-    let check = checks.iter().find(|check| check.name == name).unwrap();
-    assert_eq!(check.verdict, verdict, "{check:?}");
-    assert!(check.found.contains(words), "{check:?}");
+    check_says(&checks(facts), name, verdict, words);
 }
 
 fn through(gateways: Vec<Neighbour>) -> Facts {

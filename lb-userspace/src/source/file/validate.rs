@@ -15,8 +15,8 @@ use super::{
     wire::{self, At, Text},
 };
 use crate::model::{
-    Claim, Conditions, DEFAULT_ALGORITHM, Desired, Endpoint, FrontendKind, IpFamily, Protocol, Service, ServiceName,
-    Taken, TrafficPolicy, Weight,
+    Claim, Conditions, DEFAULT_AFFINITY, DEFAULT_ALGORITHM, Desired, Endpoint, FrontendKind, IpFamily, Protocol,
+    Service, ServiceName, Taken, TrafficPolicy, Weight,
 };
 
 /// Frontends of all services: addresses times ports. Without a bound a file of some kilobytes could ask for billions.
@@ -25,8 +25,6 @@ const MAX_FRONTENDS: usize = 1_000_000;
 const MAX_BACKENDS: usize = 4_000_000;
 /// Source ranges of all services: ranges times ports.
 const MAX_SOURCE_RANGES: usize = 1_000_000;
-/// How many seconds session affinity lasts that says nothing of it (Kubernetes, `DefaultClientIPServiceAffinitySeconds`).
-const DEFAULT_AFFINITY: u32 = 10_800;
 
 /// What was found in a file.
 #[derive(Default)]

@@ -65,9 +65,8 @@ impl Cluster {
 
     /// There are no other Services than those with these names.
     pub(super) fn keep_services(&mut self, names: &BTreeSet<ObjectName>) {
-        let gone: Vec<_> = self.services.keys().filter(|name| !names.contains(*name)).cloned().collect();
-        for name in &gone {
-            self.forget_service(name);
+        for name in absent(&self.services, names) {
+            self.forget_service(&name);
         }
     }
 
@@ -108,9 +107,8 @@ impl Cluster {
 
     /// There are no other slices than those with these names.
     pub(super) fn keep_slices(&mut self, names: &BTreeSet<ObjectName>) {
-        let gone: Vec<_> = self.owners.keys().filter(|name| !names.contains(*name)).cloned().collect();
-        for name in &gone {
-            self.forget_slice(name);
+        for name in absent(&self.owners, names) {
+            self.forget_slice(&name);
         }
     }
 
@@ -127,15 +125,29 @@ impl Cluster {
 
     /// A node is there, or has changed. Others than this one are of no concern.
     pub fn set_node(&mut self, node: &Node) {
-        let name = node.metadata.name.as_deref();
-        if name.is_some() && name == self.node_name.as_deref() {
+        if self.is_this(node) {
             self.node = convert::node(node);
         }
     }
 
-    /// This node is not of the cluster any more, and so takes no new traffic from outside. Its zone stays.
-    pub(super) fn remove_node(&mut self) {
-        self.node.is_eligible = false;
+    /// A node is gone. If it is this one, it takes no new traffic from outside. Its zone stays.
+    pub(super) fn remove_node(&mut self, node: &Node) {
+        if self.is_this(node) {
+            self.node.is_eligible = false;
+        }
+    }
+
+    /// There are no other nodes than those with these names, of which this one should be.
+    pub(super) fn keep_nodes(&mut self, names: &BTreeSet<ObjectName>) {
+        let Some(name) = &self.node_name else { return };
+        if !names.contains(&convert::join("", name)) {
+            self.node.is_eligible = false;
+        }
+    }
+
+    fn is_this(&self, node: &Node) -> bool {
+        let name = node.metadata.name.as_deref();
+        name.is_some() && name == self.node_name.as_deref()
     }
 
     /// What is wanted now.
@@ -179,4 +191,9 @@ impl Cluster {
             self.warnings.remove(name);
         }
     }
+}
+
+/// The names that are known and should not be.
+fn absent<T>(known: &BTreeMap<ObjectName, T>, names: &BTreeSet<ObjectName>) -> Vec<ObjectName> {
+    known.keys().filter(|name| !names.contains(*name)).cloned().collect()
 }

@@ -30,8 +30,6 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const ZONE: &str = "topology.kubernetes.io/zone";
 /// The taint of a node that is about to be removed by the cluster autoscaler.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
-/// For how long session affinity lasts where the object does not say it (`DefaultClientIPServiceAffinitySeconds`), in seconds.
-const DEFAULT_AFFINITY: u32 = 10_800;
 
 /// An object's namespace and name, as `namespace/name`.
 pub(super) type ObjectName = Arc<str>;
@@ -62,7 +60,8 @@ pub(super) fn object_name(metadata: &ObjectMeta) -> ObjectName {
     join(&text(&metadata.namespace), &text(&metadata.name))
 }
 
-fn join(namespace: &str, name: &str) -> ObjectName {
+/// A namespace and a name as [`ObjectName`]; nothing is the namespace of what is in none.
+pub(super) fn join(namespace: &str, name: &str) -> ObjectName {
     format!("{namespace}/{name}").into()
 }
 
@@ -172,7 +171,7 @@ fn affinity(spec: &ServiceSpec) -> u32 {
     }
     let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
     let seconds = config.and_then(|config| u32::try_from(config.timeout_seconds?).ok());
-    seconds.unwrap_or(DEFAULT_AFFINITY)
+    seconds.unwrap_or(model::DEFAULT_AFFINITY)
 }
 
 /// What a slice says; `None` if it is nobody's, or of no IP family.

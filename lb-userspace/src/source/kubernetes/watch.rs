@@ -12,12 +12,9 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use k8s_openapi::{
-    api::{
-        core::v1::{Node, Service},
-        discovery::v1::EndpointSlice,
-    },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+use k8s_openapi::api::{
+    core::v1::{Node, Service},
+    discovery::v1::EndpointSlice,
 };
 use kube::{
     Api, Client, Config, Resource,
@@ -70,12 +67,12 @@ pub enum KubernetesError {
     )]
     Config(String),
     /// A resource can't be listed or followed now.
-    #[error("the {kind} of the cluster can't be followed, and stay as they were: {cause}")]
+    #[error("the {kind} of the cluster can't be followed, and stay as they were")]
     Follow {
         /// Which.
         kind: &'static str,
         /// Why.
-        cause: String,
+        source: Box<watcher::Error>,
     },
 }
 
@@ -154,7 +151,7 @@ async fn follow<K>(
             let is_stuck = event.as_ref().is_err_and(is_stuck);
             let said = match event {
                 Ok(event) => item(event),
-                Err(error) => Item::Error(KubernetesError::Follow { kind, cause: describe(&error) }),
+                Err(error) => Item::Error(KubernetesError::Follow { kind, source: Box::new(error) }),
             };
             if items.send(said).await.is_err() {
                 return;
@@ -170,20 +167,6 @@ async fn follow<K>(
 /// says so in a stream that has begun.)
 fn is_stuck(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
-}
-
-/// An error with its causes, which are sometimes in its text already.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// Puts together what the tasks say.
@@ -255,31 +238,15 @@ impl Follower {
     fn take(&mut self, item: Item) {
         let Self { cluster, services, slices, node, .. } = self;
         match item {
-            Item::Service(Event::Apply(it)) => cluster.set_service(&it),
-            Item::Service(Event::InitApply(it)) => {
-                services.note(&it.metadata);
-                cluster.set_service(&it);
+            Item::Service(event) => {
+                services.take(event, cluster, Cluster::set_service, Cluster::remove_service, Cluster::keep_services);
             }
-            Item::Service(Event::Delete(it)) => cluster.remove_service(&it),
-            Item::Service(Event::Init) => services.begin(),
-            Item::Service(Event::InitDone) => cluster.keep_services(services.end()),
-            Item::Slice(Event::Apply(it)) => cluster.set_slice(&it),
-            Item::Slice(Event::InitApply(it)) => {
-                slices.note(&it.metadata);
-                cluster.set_slice(&it);
+            Item::Slice(event) => {
+                slices.take(event, cluster, Cluster::set_slice, Cluster::remove_slice, Cluster::keep_slices);
             }
-            Item::Slice(Event::Delete(it)) => cluster.remove_slice(&it),
-            Item::Slice(Event::Init) => slices.begin(),
-            Item::Slice(Event::InitDone) => cluster.keep_slices(slices.end()),
-            Item::Node(Event::Apply(it)) => cluster.set_node(&it),
-            Item::Node(Event::InitApply(it)) => {
-                node.note(&it.metadata);
-                cluster.set_node(&it);
+            Item::Node(event) => {
+                node.take(event, cluster, Cluster::set_node, Cluster::remove_node, Cluster::keep_nodes);
             }
-            Item::Node(Event::Delete(_)) => cluster.remove_node(),
-            Item::Node(Event::Init) => node.begin(),
-            Item::Node(Event::InitDone) if node.end().is_empty() => cluster.remove_node(),
-            Item::Node(Event::InitDone) => {}
             Item::Error(error) => {
                 self.error = Some(error);
                 self.troubled = Some(Instant::now());
@@ -291,17 +258,27 @@ impl Follower {
 }
 
 impl Listing {
-    fn begin(&mut self) {
-        self.names.clear();
-    }
-
-    fn note(&mut self, metadata: &ObjectMeta) {
-        self.names.insert(object_name(metadata));
-    }
-
-    /// The list is complete: its names.
-    fn end(&mut self) -> &BTreeSet<ObjectName> {
-        self.is_synced = true;
-        &self.names
+    /// Has the cluster know what is said of a resource, of which it sets objects, removes them, and keeps those of a list.
+    fn take<K: Resource>(
+        &mut self,
+        event: Event<K>,
+        cluster: &mut Cluster,
+        set: fn(&mut Cluster, &K),
+        remove: fn(&mut Cluster, &K),
+        keep: fn(&mut Cluster, &BTreeSet<ObjectName>),
+    ) {
+        match event {
+            Event::Apply(object) => set(cluster, &object),
+            Event::Delete(object) => remove(cluster, &object),
+            Event::Init => self.names.clear(),
+            Event::InitApply(object) => {
+                self.names.insert(object_name(object.meta()));
+                set(cluster, &object);
+            }
+            Event::InitDone => {
+                self.is_synced = true;
+                keep(cluster, &self.names);
+            }
+        }
     }
 }

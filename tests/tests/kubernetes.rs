@@ -301,6 +301,9 @@ fn load_balancers_are_told_whether_this_node_has_endpoints() {
     eventually("it stays", || status("healthz") == Some(200));
     world.server.delete("Node", "", "here");
     eventually("it is gone", || (status("healthz"), status("livez")) == (Some(503), Some(200)));
+    world.server.compact();
+    world.server.break_streams();
+    eventually("it is told", || agent.log().contains("the cluster has no node of the name here"));
     agent.stop();
 }
 

@@ -142,6 +142,9 @@ impl Cluster {
         let Some(name) = &self.node_name else { return };
         if !names.contains(&convert::join("", name)) {
             self.node.is_eligible = false;
+            self.new_warnings.push(format!(
+                "the cluster has no node of the name {name}, so this one is to have no new traffic from outside; see --node-name"
+            ));
         }
     }
 

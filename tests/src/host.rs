@@ -152,6 +152,12 @@ impl Host {
         self.hardware.push(hardware.unwrap_or_else(|error| panic!("{interface} of {}: {error}", self.name)));
     }
 
+    /// See [`link::receive_like_hardware`].
+    pub(crate) fn receive_like_hardware(&self, interface: &str) {
+        let result = self.namespace.run(|| link::receive_like_hardware(interface));
+        result.unwrap_or_else(|error| panic!("{interface} of {}: {error}", self.name));
+    }
+
     /// From now on checksums are whole in what leaves by this interface, and no card at the other end has to complete them.
     pub fn complete_checksums(&self, interface: &str) {
         let result = self.namespace.run(|| link::complete_checksums(interface));

@@ -20,15 +20,23 @@ pub(crate) fn behave_like_hardware(interface: &str) -> io::Result<OwnedFd> {
     const SET_TSO: u32 = 0x1f;
     const SET_GSO: u32 = 0x24;
     for command in [SET_TSO, SET_GSO, SET_TX_CHECKSUM] {
-        switch_off(interface, command)?;
+        switch(interface, command, false)?;
     }
     pass_all(interface)
+}
+
+/// Makes `interface` put segments together that it receives, as network cards do unless they are told not to. A veth device has to
+/// be told to, also where it has an XDP program (since Linux 6.9, see `veth_enable_xdp` in drivers/net/veth.c).
+/// To be called in the interface's namespace.
+pub(crate) fn receive_like_hardware(interface: &str) -> io::Result<()> {
+    const SET_GRO: u32 = 0x2c;
+    switch(interface, SET_GRO, true)
 }
 
 /// Makes the kernel complete the checksums of what leaves by `interface`, as it does where a card can't do it.
 /// To be called in the interface's namespace.
 pub(crate) fn complete_checksums(interface: &str) -> io::Result<()> {
-    switch_off(interface, SET_TX_CHECKSUM)
+    switch(interface, SET_TX_CHECKSUM, false)
 }
 
 /// `ETHTOOL_STXCSUM` (include/uapi/linux/ethtool.h).
@@ -41,10 +49,10 @@ struct EthtoolValue {
     value: u32,
 }
 
-fn switch_off(interface: &str, command: u32) -> io::Result<()> {
+fn switch(interface: &str, command: u32, on: bool) -> io::Result<()> {
     const SIOCETHTOOL: libc::Ioctl = 0x8946;
     let socket = UdpSocket::bind("127.0.0.1:0")?;
-    let mut setting = EthtoolValue { command, value: 0 };
+    let mut setting = EthtoolValue { command, value: on.into() };
     // SAFETY: All zeros are a value of this struct of integers, arrays and pointers.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // One byte is left for the zero at the end.

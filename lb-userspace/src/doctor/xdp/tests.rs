@@ -10,7 +10,7 @@ fn card() -> Facts {
         device: Link::of(2, "eth0", None),
         driver: Some("mlx5_core".to_owned()),
         features: Ok(ALL),
-        has_lro: Ok(false),
+        offloads: Ok(vec!["rx-gro".to_owned()]),
         program: None,
         peer_mtu: None,
     }
@@ -79,9 +79,13 @@ fn programs_of_others_are_named_and_our_own_is_no_trouble() {
 }
 
 #[test]
-fn offloads_that_xdp_does_not_bear_are_named() {
-    says(Facts { has_lro: Ok(true), ..card() }, Auto, "offloads", Warning, "ethtool -K eth0 lro off");
-    says(Facts { has_lro: missing(), ..card() }, Auto, "offloads", Unknown, "unknown");
+fn offloads_that_xdp_does_not_bear_are_named_and_one_that_it_should_have() {
+    let with = |names: &[&str]| Facts { offloads: Ok(names.iter().map(|&name| name.to_owned()).collect()), ..card() };
+    says(with(&["rx-gro", "rx-lro"]), Auto, "offloads", Warning, "ethtool -K eth0 lro off");
+    says(with(&[]), Auto, "offloads", Fine, "off");
+    says(with(&[]), Auto, "gro", Note, "ethtool -K eth0 gro on");
+    assert!(!checks(&[with(&[])], Off).iter().any(|check| check.name == "gro"));
+    says(Facts { offloads: missing(), ..card() }, Auto, "offloads", Unknown, "unknown");
 }
 
 #[test]

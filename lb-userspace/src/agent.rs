@@ -34,7 +34,7 @@ use crate::{
         tables::{Drift, Tables},
     },
     model::{Desired, Endpoint, Service, ServiceName, TrafficPolicy},
-    network::{Change, Network, NetworkError, Roles},
+    network::{Change, Network, NetworkError, Roles, name_of},
     observe::{
         http::{self, HealthChecks, Listen},
         metrics::Metrics,
@@ -797,13 +797,6 @@ fn canonical(interfaces: &[String], may_be_missing: bool) -> Result<Vec<String>,
         }
     }
     Ok(names)
-}
-
-/// The name of an interface.
-fn name_of(index: u32) -> Option<String> {
-    let name = nix::net::if_::if_indextoname(index).ok()?.into_string().ok()?;
-    // Nothing is what there is of a number that no interface has.
-    (!name.is_empty()).then_some(name)
 }
 
 /// Waits until a time; for ever where there is none.

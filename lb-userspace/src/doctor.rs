@@ -137,7 +137,7 @@ pub async fn examine(options: &Options) -> Result<Vec<Check>, NetworkError> {
         roles: &roles,
         are_named: !options.interfaces.is_empty(),
     }));
-    checks.extend(xdp::checks(&xdp::Facts::gather(&survey, &roles.uplinks), options.xdp));
+    checks.extend(xdp::checks(&xdp::Facts::gather(&survey, &roles.uplinks), options.xdp, options.keep_sysctls));
     let settings = routing::Facts::gather(&survey, &roles.uplinks);
     checks.extend(routing::checks(&settings, options.keep_sysctls));
     let ways = neighbours::Facts::gather(&survey, &roles, options.services.as_deref()).await?;

@@ -182,6 +182,11 @@ impl Network {
         }
     }
 
+    /// Whether an interface is an end of a veth pair.
+    pub fn is_veth(&self, interface: u32) -> bool {
+        self.listing.links.iter().any(|link| link.index == interface && link.is_veth())
+    }
+
     /// The addresses of the uplinks, and of the VLAN devices on them, by interface number, and those to take where an
     /// interface has none, at [`crate::dataplane::kernel::ANYWHERE`].
     pub fn addresses(
@@ -278,6 +283,13 @@ impl Network {
         };
         before.map(|_| Change::Hops)
     }
+}
+
+/// The name of an interface.
+pub(crate) fn name_of(index: u32) -> Option<String> {
+    let name = nix::net::if_::if_indextoname(index).ok()?.into_string().ok()?;
+    // Nothing is what there is of a number that no interface has.
+    (!name.is_empty()).then_some(name)
 }
 
 /// Removes the clsact qdisc of an interface, if nobody has a filter there.

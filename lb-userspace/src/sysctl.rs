@@ -1,6 +1,7 @@
-//! The kernel settings without which a balancer can't forward: changed when an agent starts, and put back when Wharf is
-//! to leave the host.
+//! The kernel settings without which a balancer can't forward, or not as fast as it could: changed when an agent starts, and put back
+//! when Wharf is to leave the host.
 
+mod gro;
 pub(crate) mod ports;
 mod record;
 
@@ -53,6 +54,7 @@ impl Sysctls {
     pub fn put_back(&mut self) -> bool {
         let had = !self.record.is_empty();
         self.release();
+        self.record.take_gro(|_| false).into_iter().for_each(gro::switch_off);
         // What somebody else has set meanwhile is theirs. One that is put back may change others: so all are looked at first.
         let is_ours = |setting: &Setting| read(&setting.path).is_ok_and(|now| now == setting.ours);
         let settings: Vec<_> = self.record.take_settings().filter(is_ours).collect();
@@ -88,6 +90,22 @@ impl Sysctls {
             }
         }
         self.prepare_ipv6(&root.join("ipv6/conf"), interfaces);
+    }
+
+    /// Has segments put together that come in by these interfaces, which are veth devices with our program in their driver, and
+    /// no more by others of which a former agent had that.
+    pub fn put_segments_together(&mut self, interfaces: &[u32]) {
+        let others = self.record.take_gro(|interface| interfaces.contains(&interface));
+        if !others.is_empty() {
+            others.into_iter().for_each(gro::switch_off);
+            self.record.write();
+        }
+        for &interface in interfaces {
+            gro::switch_on(interface, || {
+                self.record.note_gro(interface);
+                self.record.write();
+            });
+        }
     }
 
     /// Keeps the source ports of flows free of the host's own connections, which otherwise could take one and lose what

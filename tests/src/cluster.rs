@@ -63,7 +63,8 @@ pub enum PodNetwork {
 /// What a node's uplinks are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Uplinks {
-    /// Network cards, for XDP: what comes in is as on a wire, whole in checksums and in segments of the MTU's size.
+    /// Network cards, for XDP: what comes in is as on a wire, whole in checksums and in segments of the MTU's size; behind XDP those are
+    /// put together again (GRO).
     Cards,
     /// What veth is by itself: checksums may be left to be done and segments be as large as 64 KiB, as between
     /// virtual machines and containers of one host.
@@ -230,6 +231,7 @@ impl Layout {
         machine.add_interface(device, subnet, 2);
         if self.uplinks == Uplinks::Cards {
             router.behave_like_hardware(port);
+            machine.set_gro(device, true);
         }
     }
 }

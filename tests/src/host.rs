@@ -160,6 +160,17 @@ impl Host {
         self.hardware.push(hardware.unwrap_or_else(|error| panic!("{interface} of {}: {error}", self.name)));
     }
 
+    /// Whether an interface puts segments together which it receives; one that is not there does not.
+    pub fn has_gro(&self, interface: &str) -> bool {
+        self.namespace.run(|| link::has_gro(interface)).unwrap_or(false)
+    }
+
+    /// Makes an interface put segments together which it receives, or not.
+    pub fn set_gro(&self, interface: &str, is_on: bool) {
+        let result = self.namespace.run(|| link::set_gro(interface, is_on));
+        result.unwrap_or_else(|error| panic!("{interface} of {}: {error}", self.name));
+    }
+
     /// From now on checksums are whole in what leaves by this interface, and no card at the other end has to complete them.
     pub fn complete_checksums(&self, interface: &str) {
         let result = self.namespace.run(|| link::complete_checksums(interface));

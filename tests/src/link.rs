@@ -20,15 +20,27 @@ pub(crate) fn behave_like_hardware(interface: &str) -> io::Result<OwnedFd> {
     const SET_TSO: u32 = 0x1f;
     const SET_GSO: u32 = 0x24;
     for command in [SET_TSO, SET_GSO, SET_TX_CHECKSUM] {
-        switch_off(interface, command)?;
+        ethtool(interface, command, false)?;
     }
     pass_all(interface)
+}
+
+/// Whether `interface` puts segments together that it receives (GRO). To be called in the interface's namespace.
+pub(crate) fn has_gro(interface: &str) -> io::Result<bool> {
+    const GET_GRO: u32 = 0x2b;
+    ethtool(interface, GET_GRO, false)
+}
+
+/// Makes `interface` put segments together that it receives, or not. To be called in the interface's namespace.
+pub(crate) fn set_gro(interface: &str, is_on: bool) -> io::Result<()> {
+    const SET_GRO: u32 = 0x2c;
+    ethtool(interface, SET_GRO, is_on).map(drop)
 }
 
 /// Makes the kernel complete the checksums of what leaves by `interface`, as it does where a card can't do it.
 /// To be called in the interface's namespace.
 pub(crate) fn complete_checksums(interface: &str) -> io::Result<()> {
-    switch_off(interface, SET_TX_CHECKSUM)
+    ethtool(interface, SET_TX_CHECKSUM, false).map(drop)
 }
 
 /// `ETHTOOL_STXCSUM` (include/uapi/linux/ethtool.h).
@@ -41,10 +53,11 @@ struct EthtoolValue {
     value: u32,
 }
 
-fn switch_off(interface: &str, command: u32) -> io::Result<()> {
+/// Tells a driver something, and says what it answers.
+fn ethtool(interface: &str, command: u32, value: bool) -> io::Result<bool> {
     const SIOCETHTOOL: libc::Ioctl = 0x8946;
     let socket = UdpSocket::bind("127.0.0.1:0")?;
-    let mut setting = EthtoolValue { command, value: 0 };
+    let mut setting = EthtoolValue { command, value: value.into() };
     // SAFETY: All zeros are a value of this struct of integers, arrays and pointers.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // One byte is left for the zero at the end.
@@ -52,9 +65,9 @@ fn switch_off(interface: &str, command: u32) -> io::Result<()> {
         *to = libc::c_char::from_ne_bytes([from]);
     }
     request.ifr_ifru.ifru_data = (&raw mut setting).cast();
-    // SAFETY: The request points to a setting of the size that these commands read, and both outlive the call.
+    // SAFETY: The request points to a setting of the size that these commands read and write, and both outlive the call.
     match unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) } {
-        0 => Ok(()),
+        0 => Ok(setting.value != 0),
         _ => Err(io::Error::last_os_error()),
     }
 }

@@ -84,6 +84,7 @@ fn a_healthy_lab_has_no_problem() {
     says(&checks, ["bpf-maps", "", "ok", "LPM trie"]);
     says(&checks, ["interface", "eth-b1", "ok", "carrier"]);
     says(&checks, ["xdp-mtu", "eth-b1", "ok", "1500"]);
+    says(&checks, ["gro", "eth-b1", "note", "wharf run switches it on"]);
     says(&checks, ["source-address", "eth-b1", "ok", "10.1.0.1"]);
     says(&checks, ["backend-routes", "", "ok", "every backend"]);
     says(&checks, ["backend-neighbours", "", "ok", "to 2 of 2 backends are known"]);
@@ -93,6 +94,7 @@ fn a_healthy_lab_has_no_problem() {
     let checks = doctor_in(&lab, &file, &["--xdp", "native", "--keep-sysctls"]);
     has_no_problem(&checks);
     says(&checks, ["xdp-program", "eth-b1", "ok", "an agent is running"]);
+    assert!(checks.iter().all(|check| check.name != "gro"), "{checks:#?}");
     says(&checks, ["ipv4-forwarding", "eth-b1", "ok", "is 1"]);
     agent.stop();
 }

@@ -542,6 +542,61 @@ fn settings_are_put_back_to_what_they_were_before_the_first_agent() {
 }
 
 #[test]
+fn segments_are_put_together_behind_native_xdp_and_nothing_is_changed_elsewhere() {
+    let lab = Topology::new().backends(2).up();
+    let lb = lab.lb();
+    let with_gro = || lb.interfaces().filter(|it| lb.has_gro(it)).collect::<Vec<_>>();
+    // Not by us.
+    lb.set_gro("eth-b2", true);
+    let mut agent = Agent::start(&lab, "services: []", &["--xdp", "off"]);
+    let restart = |mut agent: Agent, arguments: &[&str]| {
+        agent.signal(Signal::SIGKILL);
+        agent.wait();
+        agent.relaunch(lb, arguments).ready()
+    };
+    let of_lab = ["--interface", "eth-client", "--interface", "eth-b1", "--interface", "eth-b2"];
+    let in_mode = |mode| [&of_lab[..], &["--xdp", mode]].concat();
+    assert_eq!(with_gro(), ["eth-b2"], "in tc");
+    agent = restart(agent, &in_mode("generic"));
+    assert_eq!(with_gro(), ["eth-b2"], "in generic XDP");
+    agent = restart(agent, &[in_mode("native"), vec!["--keep-sysctls"]].concat());
+    assert!(!agent.log().contains("GRO"), "{}", agent.log());
+    for _ in 0..2 {
+        agent = restart(agent, &in_mode("native"));
+        assert_eq!(with_gro(), ["eth-client", "eth-b1", "eth-b2"], "in native XDP");
+    }
+    agent = restart(agent, &["--interface", "eth-b1", "--xdp", "auto"]);
+    assert_eq!(with_gro(), ["eth-b1", "eth-b2"], "on one interface");
+    agent = restart(agent, &in_mode("off"));
+    assert_eq!(with_gro(), ["eth-b2"], "in tc again");
+    agent = restart(agent, &in_mode("native"));
+    assert_eq!(with_gro(), ["eth-client", "eth-b1", "eth-b2"], "in native XDP again");
+    agent.signal(Signal::SIGTERM);
+    agent.wait();
+    assert_eq!(with_gro(), ["eth-client", "eth-b1", "eth-b2"], "without the agent");
+    assert!(agent.cleanup().status.success());
+    assert_eq!(with_gro(), ["eth-b2"], "without wharf");
+}
+
+#[test]
+fn segments_are_put_together_by_an_uplink_that_is_back() {
+    const MAKE: &str = "link add up0 type veth peer name peer0\nlink set up0 up\nlink set peer0 up";
+    let lab = Topology::new().up();
+    let (namespace, has_gro) = (lab.lb().namespace(), || lab.lb().has_gro("up0"));
+    namespace.ip(MAKE);
+    let mut agent = Agent::start(&lab, "services: []", &["--interface", "up0"]);
+    assert!(has_gro());
+    namespace.ip("link del up0");
+    eventually("it is missed", || agent.log().contains("interface up0 is gone"));
+    namespace.ip(MAKE);
+    eventually("it has it, too", has_gro);
+    agent.signal(Signal::SIGTERM);
+    agent.wait();
+    assert!(agent.cleanup().status.success());
+    assert!(!has_gro());
+}
+
+#[test]
 fn an_agent_that_can_not_start_leaves_nothing() {
     let lab = Topology::new().up();
     let before = settings(lab.lb());

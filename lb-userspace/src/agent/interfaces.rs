@@ -33,8 +33,21 @@ impl Agent {
             }
         }
         self.note_attachments();
+        self.put_segments_together();
         self.attach_pods();
         Ok(())
+    }
+
+    /// Has segments put together behind our programs where nobody else sees to that.
+    fn put_segments_together(&mut self) {
+        if self.options.keep_sysctls {
+            return;
+        }
+        let kernel = self.tables.dataplane();
+        let attachments = self.options.roles.uplinks.iter().filter_map(|name| kernel.attached_to(name));
+        let native = attachments.filter(|it| it.xdp() == XdpMode::Native).map(Attachment::index);
+        let interfaces: Vec<_> = native.filter(|&interface| self.network.is_veth(interface)).collect();
+        self.sysctls.put_segments_together(&interfaces);
     }
 
     /// An uplink that was removed and made again has a new number and no program.
@@ -57,6 +70,7 @@ impl Agent {
                     Ok(attachment) => {
                         info!("interface {interface} is back");
                         say(&interface, attachment);
+                        self.put_segments_together();
                     }
                     Err(error) if self.lost.insert(interface.clone()) => {
                         error!(error, "cannot attach to {interface} again");

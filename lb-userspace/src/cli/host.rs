@@ -19,7 +19,7 @@ pub(super) struct Host {
     /// connections take (`net.ipv4.ip_local_port_range`)
     #[arg(long, value_name = "FIRST-LAST", default_value = "1024-32767", value_parser = port_range)]
     pub(super) snat_ports: RangeInclusive<u16>,
-    /// Leave kernel settings as they are, even where forwarding is off
+    /// Leave kernel settings as they are, even where forwarding is off, and offloads of interfaces
     #[arg(long)]
     pub(super) keep_sysctls: bool,
     /// Where everything is pinned that outlives the agent: on a BPF file system

@@ -17,8 +17,8 @@ pub(super) struct Facts {
     /// What the driver is called; virtual devices by their kind.
     driver: Option<String>,
     features: io::Result<XdpFeatures>,
-    /// Whether large receive offload is on.
-    has_lro: io::Result<bool>,
+    /// The names of the offloads that are on.
+    offloads: io::Result<Vec<String>>,
     /// The name of the program that is attached, where that may be asked for.
     program: Option<String>,
     /// The MTU of a veth's other end, where that is in this namespace.
@@ -33,11 +33,10 @@ impl Facts {
 
     fn of(survey: &Survey, device: &Link) -> Self {
         let index = device.index;
-        let offloads = Generic::open().and_then(|kernel| kernel.offloads(index));
         Self {
             driver: driver(device),
             features: Generic::open().and_then(|kernel| kernel.xdp_features(index)),
-            has_lro: offloads.map(|names| names.iter().any(|name| name == "rx-lro")),
+            offloads: Generic::open().and_then(|kernel| kernel.offloads(index)),
             program: device.xdp_program.and_then(probe::program_name),
             peer_mtu: device.peer.and_then(|peer| survey.device(peer)).map(|peer| peer.mtu),
             device: device.clone(),
@@ -56,10 +55,16 @@ fn driver(device: &Link) -> Option<String> {
     (index.trim() == device.index.to_string()).then(|| driver.file_name().map(|name| name.display().to_string()))?
 }
 
-pub(super) fn checks(uplinks: &[Facts], mode: XdpMode) -> Vec<Check> {
+pub(super) fn checks(uplinks: &[Facts], mode: XdpMode, keep_sysctls: bool) -> Vec<Check> {
     let on = |facts: &Facts| {
-        let checks =
-            [Some(facts.driver(mode)), facts.mtu(mode), facts.program(mode), facts.lro(mode), facts.veth(mode)];
+        let checks = [
+            Some(facts.driver(mode)),
+            facts.mtu(mode),
+            facts.program(mode),
+            facts.lro(mode),
+            facts.gro(mode, keep_sysctls),
+            facts.veth(mode),
+        ];
         checks.into_iter().flatten().map(|check| check.on(&facts.device.name)).collect::<Vec<_>>()
     };
     uplinks.iter().flat_map(on).collect()
@@ -174,18 +179,35 @@ impl Facts {
         if !asks_driver(mode) {
             return None;
         }
-        Some(match &self.has_lro {
-            Ok(false) => Check::ok(NAME, "large receive offload (LRO) is off"),
-            Ok(true) => Check::warning(
+        Some(match &self.offloads {
+            Ok(on) if on.iter().any(|it| it == "rx-lro") => Check::warning(
                 NAME,
                 "large receive offload (LRO) is on, with which drivers refuse XDP",
                 format!("ethtool -K {name} lro off"),
             ),
+            Ok(_) => Check::ok(NAME, "large receive offload (LRO) is off"),
             Err(error) => Check::unknown(
                 NAME,
                 format!("which offloads are on is unknown: {error}"),
                 format!("ethtool -k {name}: large-receive-offload has to be off"),
             ),
+        })
+    }
+
+    /// Cards have it on, unless somebody has switched it off.
+    fn gro(&self, mode: XdpMode, keep_sysctls: bool) -> Option<Check> {
+        let is_off = self.offloads.as_ref().is_ok_and(|on| !on.iter().any(|it| it == "rx-gro"));
+        let remedy = if self.device.is_veth() && !keep_sysctls {
+            "nothing: wharf run switches it on, and wharf cleanup off again".to_owned()
+        } else {
+            format!("ethtool -K {} gro on", self.device.name)
+        };
+        (asks_driver(mode) && is_off).then(|| {
+            Check::note(
+                "gro",
+                "behind XDP segments are not put together (GRO is off), so that pods here receive less in a second than they could",
+                remedy,
+            )
         })
     }
 

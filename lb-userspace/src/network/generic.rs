@@ -1,11 +1,12 @@
-//! What the kernel tells of a network card by generic netlink: what its driver does in XDP, and which features are on.
+//! What the kernel tells of a network card by generic netlink: what its driver does in XDP, and which features are on. One that is off
+//! can be switched on, and off again.
 
 use std::io;
 
 use rtnetlink::{
     packet_core::{
-        DecodeError, DefaultNla, Emitable as _, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
-        NetlinkPayload, NetlinkSerializable, NlasIterator,
+        DecodeError, DefaultNla, Emitable as _, NLM_F_ACK, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+        NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlasIterator,
     },
     sys::{Socket, SocketAddr, protocols::NETLINK_GENERIC},
 };
@@ -45,7 +46,7 @@ impl Generic {
         const IFINDEX: u16 = 1;
         const XDP_FEATURES: u16 = 3;
         let asked = DefaultNla::new(IFINDEX, interface.to_ne_bytes().to_vec());
-        let answer = self.ask(self.family("netdev")?, DEV_GET, asked)?;
+        let answer = self.ask(self.family("netdev")?, DEV_GET, &[asked])?;
         let features = find(&answer, XDP_FEATURES).and_then(|value| value.try_into().ok());
         features.map(|value| XdpFeatures(u64::from_ne_bytes(value))).ok_or_else(incomplete)
     }
@@ -53,21 +54,37 @@ impl Generic {
     /// The names of the features that are on, as `ethtool -k` has them.
     pub(crate) fn offloads(&self, interface: u32) -> io::Result<Vec<String>> {
         const FEATURES_GET: u8 = 11;
-        const NESTED: u16 = 1 << 15;
-        const HEADER: u16 = 1;
-        const HEADER_INDEX: u16 = 1;
         const ACTIVE: u16 = 4;
-        const SET_BITS: u16 = 3;
-        const BIT_NAME: u16 = 2;
         let index = DefaultNla::new(HEADER_INDEX, interface.to_ne_bytes().to_vec());
-        let mut header = vec![0; index.buffer_len()];
-        index.emit(&mut header);
-        let answer = self.ask(self.family("ethtool")?, FEATURES_GET, DefaultNla::new(HEADER | NESTED, header))?;
+        let answer = self.ask(self.family("ethtool")?, FEATURES_GET, &[nested(HEADER_NEST, &[index])])?;
         let active = attributes(find(&answer, ACTIVE).ok_or_else(incomplete)?);
         let bits = attributes(find(&active, SET_BITS).unwrap_or_default());
         let name =
             |bit: &[u8]| Some(String::from_utf8_lossy(find(&attributes(bit), BIT_NAME)?.strip_suffix(&[0])?).into());
         Ok(bits.iter().filter_map(|(_, bit)| name(bit)).collect())
+    }
+
+    /// Switches a feature, by the name that `ethtool -k` has for it, and no other.
+    pub(crate) fn set_offload(&self, interface: u32, name: &str, is_on: bool) -> io::Result<()> {
+        const FEATURES_SET: u8 = 12;
+        const WANTED: u16 = 3;
+        const SET_BIT: u16 = 1;
+        const BIT_VALUE: u16 = 3;
+        const HEADER_FLAGS: u16 = 3;
+        const OMIT_REPLY: u32 = 1 << 1;
+        let index = DefaultNla::new(HEADER_INDEX, interface.to_ne_bytes().to_vec());
+        let flags = DefaultNla::new(HEADER_FLAGS, OMIT_REPLY.to_ne_bytes().to_vec());
+        let mut bit = vec![DefaultNla::new(BIT_NAME, [name.as_bytes(), &[0]].concat())];
+        // A flag, which is there or not.
+        bit.extend(is_on.then(|| DefaultNla::new(BIT_VALUE, Vec::new())));
+        let wanted = nested(WANTED, &[nested(SET_BITS, &[nested(SET_BIT, &bit)])]);
+        let asked = [nested(HEADER_NEST, &[index, flags]), wanted];
+        match self.send(NLM_F_ACK, self.family("ethtool")?, FEATURES_SET, &asked)? {
+            // An acknowledgement is an error of number 0.
+            NetlinkPayload::Error(error) if error.code.is_none() => Ok(()),
+            NetlinkPayload::Error(error) => Err(error.to_io()),
+            _ => Err(incomplete()),
+        }
     }
 
     /// The number of a family of messages.
@@ -77,7 +94,7 @@ impl Generic {
         const FAMILY_ID: u16 = 1;
         const FAMILY_NAME: u16 = 2;
         let asked = DefaultNla::new(FAMILY_NAME, [name.as_bytes(), &[0]].concat());
-        let answer = self.ask(CONTROLLER, GET_FAMILY, asked).map_err(|error| match error.kind() {
+        let answer = self.ask(CONTROLLER, GET_FAMILY, &[asked]).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => io::Error::other(format!("the kernel has no generic netlink family {name}")),
             _ => error,
         })?;
@@ -85,23 +102,48 @@ impl Generic {
         id.map(u16::from_ne_bytes).ok_or_else(incomplete)
     }
 
-    /// Asks for one thing; the kernel answers before it returns from being asked.
-    fn ask(&self, family: u16, command: u8, attribute: DefaultNla) -> io::Result<Vec<Attribute>> {
+    /// Asks for one thing.
+    fn ask(&self, family: u16, command: u8, attributes: &[DefaultNla]) -> io::Result<Vec<Attribute>> {
+        match self.send(0, family, command, attributes)? {
+            NetlinkPayload::InnerMessage(Message { body: Body::Answer(attributes), .. }) => Ok(attributes),
+            NetlinkPayload::Error(error) => Err(error.to_io()),
+            _ => Err(incomplete()),
+        }
+    }
+
+    /// Sends a message and takes what it is answered with; the kernel answers before it returns from being asked.
+    fn send(
+        &self,
+        flags: u16,
+        family: u16,
+        command: u8,
+        attributes: &[DefaultNla],
+    ) -> io::Result<NetlinkPayload<Message>> {
         let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST;
-        let message = Message { family, command, body: Body::Question(attribute) };
+        header.flags = NLM_F_REQUEST | flags;
+        let message = Message { family, command, body: Body::Question(attributes.to_vec()) };
         let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];
         message.serialize(&mut bytes);
         self.socket.send(&bytes, 0)?;
         let (answer, _) = self.socket.recv_from_full()?;
-        match NetlinkMessage::<Message>::deserialize(&answer).map_err(io::Error::other)?.payload {
-            NetlinkPayload::InnerMessage(Message { body: Body::Answer(attributes), .. }) => Ok(attributes),
-            NetlinkPayload::Error(error) => Err(error.to_io()),
-            _ => Err(incomplete()),
-        }
+        Ok(NetlinkMessage::<Message>::deserialize(&answer).map_err(io::Error::other)?.payload)
     }
+}
+
+/// Attributes that messages of the family `ethtool` have in common (`include/uapi/linux/ethtool_netlink.h`).
+const HEADER_NEST: u16 = 1;
+const HEADER_INDEX: u16 = 1;
+const SET_BITS: u16 = 3;
+const BIT_NAME: u16 = 2;
+
+/// An attribute that has others in it.
+fn nested(kind: u16, inside: &[DefaultNla]) -> DefaultNla {
+    const NESTED: u16 = 1 << 15;
+    let mut value = vec![0; inside.buffer_len()];
+    inside.emit(&mut value);
+    DefaultNla::new(kind | NESTED, value)
 }
 
 /// Kind and value.
@@ -115,7 +157,7 @@ struct Message {
 }
 
 enum Body {
-    Question(DefaultNla),
+    Question(Vec<DefaultNla>),
     Answer(Vec<Attribute>),
 }
 
@@ -128,14 +170,14 @@ impl NetlinkSerializable for Message {
     }
 
     fn buffer_len(&self) -> usize {
-        let Body::Question(attribute) = &self.body else { return HEADER };
-        HEADER + attribute.buffer_len()
+        let Body::Question(attributes) = &self.body else { return HEADER };
+        HEADER + attributes.as_slice().buffer_len()
     }
 
     fn serialize(&self, buffer: &mut [u8]) {
-        if let (Body::Question(attribute), Some((header, rest))) = (&self.body, buffer.split_at_mut_checked(HEADER)) {
+        if let (Body::Question(attributes), Some((header, rest))) = (&self.body, buffer.split_at_mut_checked(HEADER)) {
             header.copy_from_slice(&[self.command, 1, 0, 0]);
-            attribute.emit(rest);
+            attributes.as_slice().emit(rest);
         }
     }
 }
@@ -188,6 +230,7 @@ mod tests {
             Ok(features) => assert!(!features.runs_programs()),
             Err(error) => eprintln!("skipped: {error}"),
         }
+        ask().set_offload(LOOPBACK, "no such offload", true).unwrap_err();
         let error = ask().family("no such family").unwrap_err();
         assert!(error.to_string().contains("no such family"), "{error}");
     }

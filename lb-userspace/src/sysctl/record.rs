@@ -23,6 +23,9 @@ pub(super) struct Record {
     reserved: Ports,
     /// The numbers of the interfaces that have a clsact qdisc of ours.
     qdiscs: Vec<u32>,
+    /// The numbers of the interfaces that have GRO on and had it off.
+    #[serde(default)]
+    gro: Vec<u32>,
 }
 
 /// A setting that was changed.
@@ -50,7 +53,7 @@ impl Record {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.settings.is_empty() && self.reserved.is_empty() && self.qdiscs.is_empty()
+        self.settings.is_empty() && self.reserved.is_empty() && self.qdiscs.is_empty() && self.gro.is_empty()
     }
 
     /// Notes what a setting was. What is noted already is older, and stays.
@@ -66,6 +69,19 @@ impl Record {
 
     pub(super) fn note_qdiscs(&mut self, interfaces: impl IntoIterator<Item = u32>) {
         self.qdiscs.extend(interfaces);
+    }
+
+    pub(super) fn note_gro(&mut self, interface: u32) {
+        if !self.gro.contains(&interface) {
+            self.gro.push(interface);
+        }
+    }
+
+    /// Takes out the interfaces that have GRO on and had it off, but those where it is to stay.
+    pub(super) fn take_gro(&mut self, stays: impl Fn(u32) -> bool) -> Vec<u32> {
+        let (stay, taken) = std::mem::take(&mut self.gro).into_iter().partition(|&interface| stays(interface));
+        self.gro = stay;
+        taken
     }
 
     pub(super) fn reserved(&self) -> &Ports {
@@ -119,13 +135,25 @@ mod tests {
         record.note(setting("a", "1"));
         record.note_reserved("1024-2047".parse().unwrap());
         record.note_qdiscs([7]);
+        for interface in [7, 8, 7] {
+            record.note_gro(interface);
+        }
         record.write();
         let mut again = Record::read(&file);
         assert_eq!((again.reserved().to_string().as_str(), again.qdiscs()), ("1024-2047", &[7][..]));
+        assert_eq!((again.take_gro(|it| it == 7), again.take_gro(|_| false)), (vec![8], vec![7]));
         let settings: Vec<_> = again.take_settings().collect();
         assert_eq!(settings, [setting("b", "2"), setting("a", "0")]);
         again.clear();
         assert!(!file.exists() && Record::read(&file).is_empty());
+    }
+
+    #[test]
+    fn a_record_of_a_former_version_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("netns-1.json");
+        fs::write(&file, r#"{"settings":[],"reserved":"","qdiscs":[7]}"#).unwrap();
+        assert_eq!(Record::read(&file).qdiscs(), [7]);
     }
 
     #[test]

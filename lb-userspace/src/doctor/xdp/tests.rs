@@ -10,7 +10,7 @@ fn card() -> Facts {
         device: Link::of(2, "eth0", None),
         driver: Some("mlx5_core".to_owned()),
         features: Ok(ALL),
-        has_lro: Ok(false),
+        offloads: Ok(vec!["rx-gro".to_owned()]),
         program: None,
         peer_mtu: None,
     }
@@ -22,6 +22,10 @@ fn veth() -> Facts {
 
 fn missing<T>() -> io::Result<T> {
     Err(io::Error::from_raw_os_error(libc::ENOENT))
+}
+
+fn checks(uplinks: &[Facts], mode: XdpMode) -> Vec<Check> {
+    super::checks(uplinks, mode, false)
 }
 
 #[track_caller]
@@ -77,9 +81,16 @@ fn programs_of_others_are_named_and_our_own_is_no_trouble() {
 }
 
 #[test]
-fn offloads_that_xdp_does_not_bear_are_named() {
-    says(Facts { has_lro: Ok(true), ..card() }, Auto, "offloads", Warning, "ethtool -K eth0 lro off");
-    says(Facts { has_lro: missing(), ..card() }, Auto, "offloads", Unknown, "unknown");
+fn offloads_that_xdp_does_not_bear_are_named_and_one_that_it_should_have() {
+    let with = |names: &[&str]| Facts { offloads: Ok(names.iter().map(|&name| name.to_owned()).collect()), ..card() };
+    says(with(&["rx-gro", "rx-lro"]), Auto, "offloads", Warning, "ethtool -K eth0 lro off");
+    says(with(&[]), Auto, "offloads", Fine, "off");
+    says(with(&[]), Auto, "gro", Note, "ethtool -K eth0 gro on");
+    says(Facts { offloads: Ok(Vec::new()), ..veth() }, Auto, "gro", Note, "wharf run switches it on");
+    let keeping = super::checks(&[Facts { offloads: Ok(Vec::new()), ..veth() }], Auto, true);
+    assert!(keeping.iter().any(|it| it.remedy.as_deref() == Some("ethtool -K eth0 gro on")), "{keeping:?}");
+    assert!(!checks(&[with(&[])], Off).iter().any(|check| check.name == "gro"));
+    says(Facts { offloads: missing(), ..card() }, Auto, "offloads", Unknown, "unknown");
 }
 
 #[test]

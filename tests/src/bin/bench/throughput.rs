@@ -16,7 +16,7 @@ use tests::{
 /// For how many seconds each figure is measured.
 const SECONDS: u32 = 1;
 /// How often each is measured; the median counts.
-pub(crate) const ROUNDS: usize = 5;
+pub(crate) const ROUNDS: usize = 9;
 
 /// One path.
 #[derive(Serialize)]

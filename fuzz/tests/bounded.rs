@@ -105,6 +105,11 @@ fn services_files() {
 }
 
 #[test]
+fn files_of_objects() {
+    run("kubernetes_objects", 3_000, fuzz::kubernetes_objects);
+}
+
+#[test]
 fn admin_sockets() {
     run("admin_socket", 3_000, fuzz::admin_socket);
 }

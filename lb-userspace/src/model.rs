@@ -27,6 +27,8 @@ pub struct Desired {
     /// Those who want each thing that only one can have, the one that has it first. Never empty.
     claims: OrdMap<Claim, Vec<Claimant>>,
     addresses: OrdMap<IpAddr, Uses>,
+    /// Those who want to be asked for on each port, as in `claims`; each port of a Service is one.
+    health_claims: OrdMap<u16, Vec<Claimant>>,
     health_checks: OrdMap<u16, Arc<str>>,
 }
 
@@ -229,13 +231,12 @@ impl Desired {
         self.remove(&name);
         let claimant = Claimant { created: service.created, name: name.clone() };
         for (what, kind) in claims(&name, &service) {
-            let claimants = self.claims.entry(what).or_default();
-            let place = claimants.partition_point(|other| *other < claimant);
-            claimants.insert(place, claimant.clone());
+            claimant.join(self.claims.entry(what).or_default());
             self.count(what, kind, |count| count + 1);
         }
         if let Some(port) = service.health_check {
-            self.health_checks.insert(port, Arc::clone(&name.name));
+            claimant.join(self.health_claims.entry(port).or_default());
+            self.settle_health_check(port);
         }
         self.services.insert(name, service);
     }
@@ -252,12 +253,22 @@ impl Desired {
             }
             self.count(what, kind, |count| count.saturating_sub(1));
         }
-        // Each port of a service has the same one.
         if let Some(port) = service.health_check
-            && !self.ports_of(&name.name).any(|(_, other)| other.health_check == Some(port))
+            && let Some(claimants) = self.health_claims.get_mut(&port)
         {
-            self.health_checks.remove(&port);
+            claimants.retain(|claimant| claimant.name != *name);
+            if claimants.is_empty() {
+                self.health_claims.remove(&port);
+            }
+            self.settle_health_check(port);
         }
+    }
+
+    fn settle_health_check(&mut self, port: u16) {
+        match self.health_claims.get(&port).and_then(|claimants| claimants.first()) {
+            Some(first) => self.health_checks.insert(port, Arc::clone(&first.name.name)),
+            None => self.health_checks.remove(&port),
+        };
     }
 
     fn count(&mut self, what: Claim, kind: Option<FrontendKind>, change: fn(usize) -> usize) {
@@ -303,6 +314,14 @@ impl Desired {
     /// Whether this is some service's own address inside of the cluster.
     pub fn is_cluster_ip(&self, address: IpAddr) -> bool {
         self.addresses.get(&address).is_some_and(|uses| uses.cluster_ip > 0)
+    }
+}
+
+impl Claimant {
+    /// Takes its place among others.
+    fn join(&self, others: &mut Vec<Self>) {
+        let place = others.partition_point(|other| other < self);
+        others.insert(place, self.clone());
     }
 }
 
@@ -478,13 +497,15 @@ mod tests {
         let what = Claim::Frontend(Frontend { address: "10.0.0.1:53".parse().unwrap(), protocol: Protocol::Udp });
         let mut desired = Desired::default();
         let before = desired.clone();
-        let aged = |created| Arc::new(Service { created, ..service(&["10.0.0.1:53"], None) });
+        let aged =
+            |created| Arc::new(Service { created, health_check: Some(31_000), ..service(&["10.0.0.1:53"], None) });
         for (service, created) in [("c", 7), ("b", 3), ("a", 7)] {
             desired.set(name(service, IpFamily::V4), aged(created));
         }
         let mut order = Vec::new();
         while let Some(owner) = desired.owner(what).cloned() {
             assert!(desired.is_frontend("10.0.0.1".parse().unwrap()));
+            assert_eq!(desired.health_checks()[&31_000], owner.name);
             desired.remove(&owner);
             order.push(owner.name.to_string());
         }

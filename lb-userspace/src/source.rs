@@ -1,6 +1,7 @@
 //! Where services come from. Every source yields whole states of the model.
 pub mod file;
 pub mod kubernetes;
+mod text;
 
 use std::{fmt, path::PathBuf, sync::Arc};
 

@@ -7,7 +7,7 @@ mod record;
 
 use std::{
     fs,
-    io::{self, Read as _},
+    io::{self, Read as _, Write as _},
     ops::RangeInclusive,
     path::Path,
 };
@@ -59,7 +59,7 @@ impl Sysctls {
         let is_ours = |setting: &Setting| read(&setting.path).is_ok_and(|now| now == setting.ours);
         let settings: Vec<_> = self.record.take_settings().filter(is_ours).collect();
         for Setting { path, before, .. } in settings {
-            match fs::write(&path, &before) {
+            match write(&path, &before) {
                 Ok(()) => info!("set {} back to {before}", path.display()),
                 // An interface that is gone took its settings along.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -131,7 +131,7 @@ impl Sysctls {
         }
         self.record.note_reserved(stay.with(&added));
         self.record.write();
-        match fs::write(path, format!("{}\n", before.without(&obsolete).with(&wanted))) {
+        match write(path, &format!("{}\n", before.without(&obsolete).with(&wanted))) {
             Ok(()) => info!("added {added} to {RESERVED_PORTS}"),
             Err(error) => {
                 warn!(%error, "cannot add {added} to {RESERVED_PORTS}: the host's own connections may take ports of flows; add them yourself");
@@ -174,7 +174,7 @@ impl Sysctls {
         let path = Path::new(RESERVED_PORTS);
         let left = reserved().map(|ports| ports.without(ours));
         // Nothing at all would not be written.
-        if let Err(error) = left.and_then(|left| fs::write(path, format!("{left}\n"))) {
+        if let Err(error) = left.and_then(|left| write(path, &format!("{left}\n"))) {
             warn!(%error, "cannot take {ours} out of {RESERVED_PORTS} again");
         }
     }
@@ -186,7 +186,7 @@ impl Sysctls {
                 // On record first: whoever is killed here has changed nothing that is not.
                 self.record.note(Setting { path: path.to_owned(), before: before.clone(), ours: wanted.to_owned() });
                 self.record.write();
-                match fs::write(path, wanted) {
+                match write(path, wanted) {
                     Ok(()) => info!("set {} to {wanted} (was {before})", path.display()),
                     Err(error) => {
                         warn!(%error, "cannot set {} to {wanted}, without which packets may not be forwarded; set it yourself", path.display());
@@ -229,6 +229,16 @@ pub(crate) fn taken_by_host() -> Option<Ports> {
 fn shared_with_host(ports: &Ports) -> Option<(usize, usize)> {
     let host = taken_by_host()?;
     Some((ports.common(&host).len(), host.len()))
+}
+
+/// Writes a setting. A container sees /proc/sys read-only as a rule, and may have the host's `/proc/sys/net` once more, writable, at
+/// `/host/proc/sys/net`, as `deploy/kubernetes` does: what is written there is the same.
+fn write(path: &Path, value: &str) -> io::Result<()> {
+    fs::write(path, value).or_else(|refused| {
+        let again = Path::new("/host").join(path.strip_prefix("/").unwrap_or(path));
+        let file = fs::File::options().write(true).open(again);
+        file.and_then(|mut file| file.write_all(value.as_bytes())).map_err(|_| refused)
+    })
 }
 
 /// What a setting is.

@@ -15,6 +15,7 @@
 pub mod agent;
 pub mod apiserver;
 pub mod cluster;
+pub mod container;
 pub mod datapath;
 pub mod flood;
 pub mod home;

@@ -61,7 +61,9 @@ pub fn parse(name: &Path, bytes: &[u8], node: Option<&str>) -> Result<Loaded, Fi
     let wrong = |mistake: remarks::Remarks| FileError::Invalid(mistake.lines(name));
     let text = wire::text(bytes).map_err(wrong)?;
     if let Some(objects) = objects::decode(text).transpose().map_err(wrong)? {
-        return Ok(kubernetes::read(objects, node));
+        let mut loaded = kubernetes::read(objects, node);
+        loaded.warnings.iter_mut().for_each(|warning| *warning = format!("{}: {warning}", name.display()));
+        return Ok(loaded);
     }
     let findings = validate::validate(&wire::decode(text).map_err(wrong)?);
     if findings.mistakes.is_empty() {

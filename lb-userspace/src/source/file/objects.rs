@@ -4,9 +4,9 @@ use serde::Deserialize;
 
 use super::{
     remarks::{Position, Remarks},
-    value, wire,
+    wire,
 };
-use crate::source::kubernetes::Object;
+use crate::source::{kubernetes::Object, text::shown};
 
 /// What tells an object from a services file.
 #[derive(Deserialize)]
@@ -36,7 +36,7 @@ fn expect_some(objects: Vec<Object>) -> Result<Vec<Object>, Remarks> {
 fn from_json(text: &str) -> Result<Vec<Object>, Remarks> {
     serde_json::from_str(text).map(|object| vec![object]).map_err(|error| {
         let at = Position { line: error.line() as u64, column: error.column() as u64 };
-        Remarks::one(at, value::shown(&error.to_string()))
+        Remarks::one(at, shown(&error.to_string()))
     })
 }
 

@@ -1,17 +1,13 @@
 //! What a single value may be. Each function reads one from its text, or says what is wrong with it and what is right.
 
-use std::{
-    net::{IpAddr, Ipv4Addr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 
-use crate::model::{Algorithm, Protocol, TrafficPolicy, Weight};
-
-/// Characters of a name; DNS names have no more.
-const NAME_MAX: usize = 253;
+use crate::{
+    model::{Algorithm, Protocol, TrafficPolicy, Weight},
+    source::text::{NAME_MAX, shown, unreachable},
+};
 
 /// The seconds that session affinity may last: Kubernetes has the same bounds (`ClientIPConfig` of `core/v1`).
 const AFFINITY: std::ops::RangeInclusive<u32> = 1..=86_400;
@@ -26,19 +22,6 @@ pub(super) enum ServiceType {
     NodePort,
     /// By a load balancer's addresses, too.
     LoadBalancer,
-}
-
-/// Text from the file, fit for a terminal and for one line.
-pub(super) fn shown(text: &str) -> String {
-    let mut shown = String::new();
-    for (count, char) in text.chars().enumerate() {
-        match char {
-            _ if count == NAME_MAX => return shown + "…",
-            _ if char.is_control() => shown.extend(char.escape_debug()),
-            _ => shown.push(char),
-        }
-    }
-    shown
 }
 
 pub(super) fn name(text: &str) -> Result<Arc<str>, String> {
@@ -71,23 +54,6 @@ pub(super) fn address(text: &str) -> Result<IpAddr, String> {
     match unreachable(address) {
         None => Ok(address),
         Some(reason) => Err(format!("{address} {reason}")),
-    }
-}
-
-/// Why no packet from or to another machine can carry this address.
-fn unreachable(address: IpAddr) -> Option<&'static str> {
-    match address {
-        _ if address.is_unspecified() => Some("is the unspecified address; name the address itself"),
-        _ if address.is_loopback() => Some("is a loopback address: it can't be reached over a wire"),
-        _ if address.is_multicast() => Some("is a multicast address: a connection has one other end"),
-        IpAddr::V4(Ipv4Addr::BROADCAST) => Some("is the broadcast address: a connection has one other end"),
-        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
-            Some("is an IPv4 address in IPv6 notation; write it as an IPv4 address")
-        }
-        IpAddr::V6(v6) if v6.is_unicast_link_local() => {
-            Some("is a link-local address: it means nothing without an interface, so no route leads to it")
-        }
-        _ => None,
     }
 }
 

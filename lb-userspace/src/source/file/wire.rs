@@ -10,10 +10,8 @@ use serde::{
 use serde_path_to_error::{Path, Segment, Track};
 use serde_saphyr::{Error, MessageFormatter as _, Options, Spanned, UserMessageFormatter};
 
-use super::{
-    remarks::{Position, Remarks},
-    value,
-};
+use super::remarks::{Position, Remarks};
+use crate::source::text::shown;
 
 /// A value and where it stands.
 pub(super) struct At<T> {
@@ -153,7 +151,7 @@ fn spell(path: &Path) -> String {
         Segment::Seq { index } => format!("[{index}]"),
         // `Spanned` has its value in a field of this name; none of ours has it.
         Segment::Map { key } if key == "value" => String::new(),
-        Segment::Map { key } => format!(".{}", value::shown(key)),
+        Segment::Map { key } => format!(".{}", shown(key)),
         Segment::Enum { .. } | Segment::Unknown => String::new(),
     });
     spelled.collect::<String>().trim_start_matches('.').to_owned()
@@ -164,13 +162,13 @@ pub(super) fn explain(error: &Error) -> String {
     match error {
         Error::SerdeUnknownField { field, expected, .. } => match field.as_str() {
             "clusterIP" | "clusterIPs" => "the list of cluster IPs is called `addresses` here".to_owned(),
-            field => format!("`{}` is no field; the fields here are {}", value::shown(field), expected.join(", ")),
+            field => format!("`{}` is no field; the fields here are {}", shown(field), expected.join(", ")),
         },
         Error::Unexpected { expected: "sequence start", .. } => "a list is expected here".to_owned(),
         Error::Unexpected { expected: "mapping start", .. } => "a map of fields is expected here".to_owned(),
         Error::Unexpected { expected: "string scalar", .. } => "a single value is expected here".to_owned(),
         Error::MultipleDocuments { .. } => "a second document begins here; a file holds one".to_owned(),
-        error => value::shown(&UserMessageFormatter.format_message(error)),
+        error => shown(&UserMessageFormatter.format_message(error)),
     }
 }
 

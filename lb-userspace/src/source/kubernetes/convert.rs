@@ -17,7 +17,10 @@ use k8s_openapi::{
 
 use crate::{
     model::{self, Conditions, Endpoint, FrontendKind, Hints, IpFamily, Protocol, ServiceName, TrafficPolicy},
-    source::NodeObject,
+    source::{
+        NodeObject,
+        text::{shown, unreachable},
+    },
 };
 
 /// A Service or slice with this label is another proxy's.
@@ -60,9 +63,10 @@ pub(super) fn object_name(metadata: &ObjectMeta) -> ObjectName {
     join(&text(&metadata.namespace), &text(&metadata.name))
 }
 
-/// A namespace and a name as [`ObjectName`]; nothing is the namespace of what is in none.
+/// A namespace and a name as [`ObjectName`]; nothing is the namespace of what is in none. Names in a file may be anything; an API
+/// server has none that `shown` changes.
 pub(super) fn join(namespace: &str, name: &str) -> ObjectName {
-    format!("{namespace}/{name}").into()
+    format!("{}/{}", shown(namespace), shown(name)).into()
 }
 
 fn has_label(metadata: &ObjectMeta, label: &str) -> bool {
@@ -80,11 +84,12 @@ pub(super) fn drafts(service: &Service, warnings: &mut Vec<String>) -> Vec<Draft
         return Vec::new();
     }
     let whole = Whole::of(service, spec, warnings);
-    let cluster_ips = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip).filter_map(|ip| address(ip));
+    let cluster_ips = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip).map(String::as_str);
+    let cluster_ips: Vec<_> = of_service(&whole.name, cluster_ips, warnings).collect();
     let mut drafts = Vec::new();
     for family in [IpFamily::V4, IpFamily::V6] {
         // Without a cluster IP of a family the Service is not there in it, whatever else it has.
-        let Some(cluster_ip) = cluster_ips.clone().find(|&ip| IpFamily::of(ip) == family) else { continue };
+        let Some(&cluster_ip) = cluster_ips.iter().find(|&&ip| IpFamily::of(ip) == family) else { continue };
         for port in spec.ports.iter().flatten() {
             drafts.extend(whole.draft(port, cluster_ip, warnings));
         }
@@ -109,21 +114,13 @@ impl Whole {
         let balanced = ingress.flatten().filter(|it| is_vip(&it.ip_mode)).filter_map(|it| it.ip.as_deref());
         let external = spec.external_ips.iter().flatten().map(String::as_str);
         let mut addresses = BTreeMap::new();
-        for (texts, kind) in
-            [(external.collect::<Vec<_>>(), FrontendKind::ExternalIp), (balanced.collect(), FrontendKind::LoadBalancer)]
-        {
-            for text in texts.into_iter().filter(|text| !text.trim().is_empty()) {
-                match address(text) {
-                    Some(ip) => drop(addresses.insert(ip, kind)),
-                    None => warnings.push(format!("Service {name}: {text} is no IP address")),
-                }
-            }
-        }
+        addresses.extend(of_service(&name, external, warnings).map(|ip| (ip, FrontendKind::ExternalIp)));
+        addresses.extend(of_service(&name, balanced, warnings).map(|ip| (ip, FrontendKind::LoadBalancer)));
         let mut source_ranges = BTreeSet::new();
         for text in spec.load_balancer_source_ranges.iter().flatten().filter(|text| !text.trim().is_empty()) {
             match range(text) {
                 Some(range) => drop(source_ranges.insert(range)),
-                None => warnings.push(format!("Service {name}: {text} is no range of IP addresses")),
+                None => warnings.push(format!("Service {name}: {} is no range of IP addresses", shown(text))),
             }
         }
         let policy = |text: &Option<String>| match text.as_deref() {
@@ -147,7 +144,7 @@ impl Whole {
     fn draft(&self, port: &ServicePort, cluster_ip: IpAddr, warnings: &mut Vec<String>) -> Option<Draft> {
         let number = port_number(port.port)?;
         let protocol = protocol(port.protocol.as_deref())?;
-        let port_name: Arc<str> = port.name.as_deref().unwrap_or_default().into();
+        let port_name: Arc<str> = port.name.as_deref().map(shown).unwrap_or_default().into();
         let family = IpFamily::of(cluster_ip);
         let called = if port_name.is_empty() { number.to_string().into() } else { Arc::clone(&port_name) };
         let name = ServiceName { name: Arc::clone(&self.name), port: called, protocol, family };
@@ -163,6 +160,18 @@ impl Whole {
         let service = model::Service { frontends, node_port, ..self.common.clone() };
         Some(Draft { name, port_name, port: number, service })
     }
+}
+
+/// Addresses of a Service, and what is wrong with the others.
+fn of_service<'a>(
+    name: &ObjectName,
+    texts: impl Iterator<Item = &'a str>,
+    warnings: &mut Vec<String>,
+) -> impl Iterator<Item = IpAddr> {
+    texts.filter(|text| !text.trim().is_empty()).filter_map(move |text| {
+        let mistake = |mistake| warnings.push(format!("Service {name}: {mistake}"));
+        address(text).map_err(mistake).ok()
+    })
 }
 
 fn affinity(spec: &ServiceSpec) -> u32 {
@@ -189,11 +198,11 @@ pub(super) fn slice(slice: &EndpointSlice) -> Option<Slice> {
     // A port without a name is no port of a Service, whose ports without names are called by nothing; one without a number
     // stands for all.
     let ports = slice.ports.iter().flatten().filter_map(|port| {
-        Some((port.name.as_deref()?.into(), protocol(port.protocol.as_deref())?, port_number(port.port?)?))
+        Some((shown(port.name.as_deref()?).into(), protocol(port.protocol.as_deref())?, port_number(port.port?)?))
     });
     let endpoints = slice.endpoints.iter().flatten().filter_map(|it| {
         // More addresses of one endpoint were never given a meaning.
-        let address = address(it.addresses.first()?).filter(|&ip| IpFamily::of(ip) == family)?;
+        let address = address(it.addresses.first()?).ok().filter(|&ip| IpFamily::of(ip) == family)?;
         Some((address, endpoint(it)))
     });
     Some(Slice {
@@ -276,8 +285,15 @@ fn port_number(number: i32) -> Option<u16> {
     u16::try_from(number).ok().filter(|&number| number > 0)
 }
 
-/// An address. Old objects may have leading zeros in it, which are decimal there, too (`netutils.ParseIPSloppy`).
-fn address(text: &str) -> Option<IpAddr> {
+/// An address that packets can have, or what is wrong with it.
+fn address(text: &str) -> Result<IpAddr, String> {
+    // Kubernetes takes IPv4 addresses in IPv6 notation for what they are.
+    let ip = parse(text).ok_or_else(|| format!("{} is no IP address", shown(text)))?.to_canonical();
+    unreachable(ip).map_or(Ok(ip), |reason| Err(format!("{ip} {reason}")))
+}
+
+/// Any address. Old objects may have leading zeros in it, which are decimal there, too (`netutils.ParseIPSloppy`).
+fn parse(text: &str) -> Option<IpAddr> {
     let text = text.trim();
     let strip = |part: &str| match part.trim_start_matches('0') {
         "" => "0".to_owned(),
@@ -288,5 +304,5 @@ fn address(text: &str) -> Option<IpAddr> {
 
 fn range(text: &str) -> Option<IpNet> {
     let (ip, length) = text.trim().split_once('/')?;
-    Some(IpNet::new(address(ip)?, length.parse().ok()?).ok()?.trunc())
+    Some(IpNet::new(parse(ip)?, length.parse().ok()?).ok()?.trunc())
 }

@@ -79,6 +79,29 @@ fn a_service_is_there_in_each_family_that_it_has_a_cluster_ip_of() {
 }
 
 #[test]
+fn addresses_that_no_packet_has_are_left_out_and_told() {
+    let spec = json!({
+        "clusterIP": "::ffff:10.96.0.1", "clusterIPs": ["::ffff:10.96.0.1"],
+        "externalIPs": ["127.0.0.1", "224.0.0.1", "a\tb", "::ffff:198.51.100.1"], "loadBalancerSourceRanges": ["a\nb"],
+    });
+    let endpoints_given = json!([{ "addresses": ["0.0.0.0"] }, { "addresses": ["::ffff:10.244.0.1"] }]);
+    let slice = slice("web-1", "IPv4", &http(8080), &endpoints_given);
+    let Loaded { desired, warnings, .. } = wanted(vec![service(&spec, &json!({}), &json!({})), slice]);
+    let web = &desired.services()[&name("http", IpFamily::V4)];
+    assert_eq!(addresses(web.frontends.keys()), ["10.96.0.1:80", "198.51.100.1:80"]);
+    assert_eq!(endpoints(&desired), ["10.244.0.1:8080"]);
+    assert_eq!(
+        warnings,
+        [
+            "Service ns/web: 127.0.0.1 is a loopback address: it can't be reached over a wire",
+            "Service ns/web: 224.0.0.1 is a multicast address: a connection has one other end",
+            "Service ns/web: a\\tb is no IP address",
+            "Service ns/web: a\\nb is no range of IP addresses",
+        ]
+    );
+}
+
+#[test]
 fn what_is_not_ours_is_left_alone() {
     for (spec, labels) in [
         (json!({ "clusterIP": "None", "clusterIPs": ["None"] }), json!({})),

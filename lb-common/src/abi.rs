@@ -3,7 +3,7 @@
 use crate::{
     checksum::Delta,
     flow::{Direction, State, Tick, Timeouts},
-    net::{Address, IfIndex, IpProto, Ipv4Be, Ipv6Be, MacAddr, Port},
+    net::{Address, IfIndex, IpProto, Ipv4Be, Ipv6Be, MacAddr, Port, halves, whole},
 };
 
 abi! {
@@ -127,6 +127,42 @@ abi! {
         pub last_used: u32,
         /// The id of the service, again: the memory of an evicted entry may have become another one's while it is read.
         pub service: u32,
+    }
+}
+
+abi! {
+    /// Value of `CONNECTED`, and a part of that of `DATAGRAMS`: what a socket named, and what it got in its place.
+    pub struct Translation where 56 {
+        /// The service's address, as [`Address::to_words`] gives it.
+        pub service_address: [u64; 2],
+        /// The backend's address, likewise.
+        pub backend_address: [u64; 2],
+        /// The service's port.
+        pub service_port: Port,
+        /// The backend's port.
+        pub backend_port: Port,
+        /// The id of the backend.
+        pub backend: u32,
+        /// The generation of the backend when it was chosen.
+        pub generation: u32,
+        /// When the socket last sent by it, in [`crate::flow::Tick`]s.
+        pub last_used: u32,
+        /// In `DATAGRAMS`: the turn in which the socket last sent by it; zero: none.
+        pub turn: u32,
+        /// The number of the IP family: 4 or 6.
+        pub family: u32,
+    }
+}
+
+abi! {
+    /// Value of `DATAGRAMS`: where a socket that is not connected sends its datagrams, and so whom answers come from.
+    pub struct Datagrams where 456 {
+        /// The services that it sent to last, each with its backend.
+        pub translations: [Translation; DATAGRAM_SERVICES],
+        /// How many datagrams it has sent to services.
+        pub turn: u32,
+        /// Zero.
+        pub _pad: u32,
     }
 }
 
@@ -257,6 +293,9 @@ abi! {
     }
 }
 
+/// How many services a socket that is not connected may talk to at a time, and have answers shown as theirs.
+pub const DATAGRAM_SERVICES: usize = 8;
+
 /// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h): the agent maps the array into its memory.
 pub const BPF_F_MMAPABLE: usize = 1 << 10;
 
@@ -267,6 +306,8 @@ impl Frontend {
     pub const EXTERNAL: u32 = 2;
     /// Only clients in the service's `SOURCES` are served, but for those on this node.
     pub const SOURCE_RANGES: u32 = 4;
+    /// It is a NodePort at an address of this node: nobody else may have it.
+    pub const NODE_PORT: u32 = 8;
 }
 
 impl SourceKey {
@@ -290,23 +331,10 @@ impl SourceKey {
     }
 }
 
-/// The inverse of [`halves`].
-const fn whole(first: u32, second: u32) -> u64 {
-    let (high, low) = if cfg!(target_endian = "big") { (first, second) } else { (second, first) };
-    (high as u64) << 32 | low as u64
-}
-
 /// The value of an entry of `SOURCES` with an IPv4 range.
 pub const SOURCES_IPV4: u32 = 4;
 /// The value of an entry of `SOURCES` with an IPv6 range.
 pub const SOURCES_IPV6: u32 = 6;
-
-/// The halves of a word in the order in which they stand in memory.
-#[inline(always)]
-const fn halves(word: u64) -> (u32, u32) {
-    let (high, low) = ((word >> 32) as u32, word as u32);
-    if cfg!(target_endian = "big") { (high, low) } else { (low, high) }
-}
 
 impl VipKey<Ipv4Be> {
     /// A value of `VIPS4` and `VIPS6`: ports that no service takes are refused, and not left to the stack.

@@ -18,6 +18,8 @@ pub trait Family: Copy + 'static {
     const ETHER_TYPE: EtherType;
     /// The socket address family (`AF_INET`, `AF_INET6`), for the FIB lookup.
     const AF: u8;
+    /// The family's number: 4 or 6.
+    const NUMBER: u32;
     /// The traffic class as the `tos`/`flowinfo` word of the kernel's FIB lookup wants it: IPv4 in the first byte
     /// of the word in memory, IPv6 in the flow information's traffic class bits (network order).
     fn fib_class(traffic_class: u8) -> u32;
@@ -35,6 +37,7 @@ impl Family for V4 {
     type Address = Ipv4Be;
     const ETHER_TYPE: EtherType = EtherType::IPV4;
     const AF: u8 = 2;
+    const NUMBER: u32 = 4;
 
     #[inline(always)]
     fn fib_class(traffic_class: u8) -> u32 {
@@ -46,6 +49,7 @@ impl Family for V6 {
     type Address = Ipv6Be;
     const ETHER_TYPE: EtherType = EtherType::IPV6;
     const AF: u8 = 10;
+    const NUMBER: u32 = 6;
 
     #[inline(always)]
     fn fib_class(traffic_class: u8) -> u32 {
@@ -65,6 +69,11 @@ pub trait Address: Copy + Eq + Into<IpAddr> + 'static {
     fn from_words(words: [u64; 2]) -> Self;
     /// The sum of the address's 16-bit words, not folded: at most 8 × 0xFFFF.
     fn sum16(self) -> u32;
+    /// Whether it names the host that it is used on: a loopback address, or the unspecified one, which connect(2) takes for that.
+    fn is_this_host(self) -> bool;
+    /// An address that no host has, for the network namespace with this cookie: sockets there are one client, whatever
+    /// address they will send from.
+    fn of_namespace(cookie: u64) -> Self;
     /// Whether it can be the address of one host on a network: not unspecified, loopback, multicast or broadcast.
     fn is_single_host(self) -> bool;
 }
@@ -125,6 +134,18 @@ impl Address for Ipv4Be {
     }
 
     #[inline(always)]
+    fn is_this_host(self) -> bool {
+        self == Self::UNSPECIFIED || self.to_bytes()[0] == 127
+    }
+
+    #[inline(always)]
+    fn of_namespace(cookie: u64) -> Self {
+        // In "this network", 0.0.0.0/8. Cookies are counted from 1 on, so these differ.
+        let [_, bytes @ ..] = (cookie as u32).to_be_bytes();
+        Self::from_bytes([0, bytes[0], bytes[1], bytes[2]])
+    }
+
+    #[inline(always)]
     fn is_single_host(self) -> bool {
         // Of class D and E, and "this network" and loopback (RFC 1122, section 3.2.1.3), none is.
         let [first, ..] = self.to_bytes();
@@ -168,6 +189,18 @@ impl Address for Ipv6Be {
     }
 
     #[inline(always)]
+    fn is_this_host(self) -> bool {
+        let [high, low] = self.0;
+        high == 0 && (low == 0 || low == u64::to_be(1))
+    }
+
+    #[inline(always)]
+    fn of_namespace(cookie: u64) -> Self {
+        // In ::/8, of which no host has any (RFC 4291, section 4).
+        Self([0, cookie.to_be()])
+    }
+
+    #[inline(always)]
     fn is_single_host(self) -> bool {
         let [a, b] = self.0;
         let [first, ..] = a.to_ne_bytes();
@@ -195,6 +228,20 @@ impl Ipv6Be {
         let [b0, b1, b2, b3, b4, b5, b6, b7] = b.to_ne_bytes();
         [a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, b4, b5, b6, b7]
     }
+}
+
+/// The halves of a word of an address, in the order in which they stand in memory.
+#[inline(always)]
+pub const fn halves(word: u64) -> (u32, u32) {
+    let (high, low) = ((word >> 32) as u32, word as u32);
+    if cfg!(target_endian = "big") { (high, low) } else { (low, high) }
+}
+
+/// The inverse of [`halves`].
+#[inline(always)]
+pub const fn whole(first: u32, second: u32) -> u64 {
+    let (high, low) = if cfg!(target_endian = "big") { (first, second) } else { (second, first) };
+    (high as u64) << 32 | low as u64
 }
 
 impl Port {

@@ -131,6 +131,7 @@ reasons! {
     Forward as "forward" {
         Tx = 0, "tx", "Translated and sent out by the interface that it came in by.";
         Redirect = 1, "redirect", "Translated and sent out by another interface.";
+        Socket = 46, "socket", "A socket of this node that was connected to a service, or a datagram that one sent: translated once, before there are packets.";
     }
     /// Why a packet goes to the network stack.
     PassReason as "pass" {
@@ -183,6 +184,7 @@ reasons! {
         AnswerFailed = 43, "answer-failed", "To be answered, but the kernel had no room for that.";
         SourceIsService = 44, "source-is-service", "To a service from a service's cluster address, which no client has.";
         IcmpLost = 45, "icmp-lost", "An ICMP message to a service's own address that is about no known flow.";
+        PortInUse = 47, "port-in-use", "A socket of this node that was to have a port which is a NodePort: refused.";
         StageMissing = 42, "stage-missing", "A program that packets are handed on to was not found: please report it.";
     }
 }

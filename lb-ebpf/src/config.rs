@@ -1,7 +1,10 @@
 //! What the agent sets before it loads the programs: the kernel treats it as constant.
 
 use aya_ebpf::Global;
-use lb_common::flow::{Tick, Timeouts};
+use lb_common::{
+    flow::{Tick, Timeouts},
+    net::IpProto,
+};
 
 /// The first port of the SNAT range, in host order.
 #[unsafe(no_mangle)]
@@ -31,6 +34,30 @@ static TIMEOUT_DATAGRAM: Global<u32> = Global::new(Tick::from_seconds(60));
 #[unsafe(no_mangle)]
 static ANSWER_PING: Global<u32> = Global::new(0);
 
+/// The cookie of the agent's network namespace, the node's own.
+#[unsafe(no_mangle)]
+static NODE_NAMESPACE: Global<u64> = Global::new(0);
+
+/// Whether sockets of other network namespaces are balanced, too: 0 or 1.
+#[unsafe(no_mangle)]
+static SOCKETS_OF_ALL: Global<u32> = Global::new(0);
+
+/// Whether the agent can end sockets of other network namespaces: 0 or 1.
+#[unsafe(no_mangle)]
+static ENDS_SOCKETS_OF_ALL: Global<u32> = Global::new(0);
+
+/// Whether connected UDP sockets that lose their backend are to be ended: 0 or 1.
+#[unsafe(no_mangle)]
+static ENDS_UDP: Global<u32> = Global::new(0);
+
+/// Whether TCP connections that lose their backend are to be ended: 0 or 1.
+#[unsafe(no_mangle)]
+static ENDS_TCP: Global<u32> = Global::new(0);
+
+/// A bit for each depth below the root at which there are control groups whose sockets are left alone.
+#[unsafe(no_mangle)]
+static EXEMPT_LEVELS: Global<u64> = Global::new(0);
+
 /// The first port of the SNAT range and how many there are.
 #[inline(always)]
 pub(crate) fn snat_ports() -> (u16, u32) {
@@ -53,4 +80,38 @@ pub(crate) fn timeouts() -> Timeouts {
 #[inline(always)]
 pub(crate) fn answers_ping() -> bool {
     ANSWER_PING.load() != 0
+}
+
+/// The cookie of the node's own network namespace.
+#[inline(always)]
+pub(crate) fn node_namespace() -> u64 {
+    NODE_NAMESPACE.load()
+}
+
+/// Whether sockets of other network namespaces are balanced, too.
+#[inline(always)]
+pub(crate) fn balances_all_sockets() -> bool {
+    SOCKETS_OF_ALL.load() != 0
+}
+
+/// Whether sockets of other network namespaces can be ended when they lose their backend.
+#[inline(always)]
+pub(crate) fn ends_all_sockets() -> bool {
+    ENDS_SOCKETS_OF_ALL.load() != 0
+}
+
+/// Whether connected sockets of a protocol are to be ended when they lose their backend.
+#[inline(always)]
+pub(crate) fn ends(proto: IpProto) -> bool {
+    match proto {
+        IpProto::UDP => ENDS_UDP.load() != 0,
+        IpProto::TCP => ENDS_TCP.load() != 0,
+        _ => false,
+    }
+}
+
+/// Whether there may be control groups at this depth whose sockets are left alone.
+#[inline(always)]
+pub(crate) fn may_be_exempt(level: u32) -> bool {
+    EXEMPT_LEVELS.load() >> level & 1 != 0
 }

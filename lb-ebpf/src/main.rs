@@ -24,18 +24,20 @@ mod pending;
 mod pipeline;
 mod rewrite;
 mod select;
+mod sock_addr;
 mod socket;
 mod track;
 
 use aya_ebpf::{
-    macros::{classifier, xdp},
-    programs::{TcContext, XdpContext},
+    macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, SockContext, TcContext, XdpContext},
 };
 
 use crate::{
     count::Actions,
     packet::{Hook, SkbPacket, XdpPacket},
     pipeline::{Answer, Established, Message, Open, Pending, Step},
+    sock_addr::{Bind, Connect, Sendmsg},
 };
 
 /// What comes in by an uplink: requests, and replies of backends on other nodes.
@@ -120,6 +122,83 @@ fn wharf_tc_icmp(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn wharf_tc_answer(ctx: TcContext) -> i32 {
     take::<_, Answer>(&SkbPacket::handed_on(ctx)) as i32
+}
+
+/// What processes connect to, over IPv4.
+#[cgroup_sock_addr(connect4)]
+#[inline(always)]
+fn wharf_connect4(ctx: SockAddrContext) -> i32 {
+    sock_addr::take4::<Connect>(ctx)
+}
+
+/// What processes connect to, over IPv6.
+#[cgroup_sock_addr(connect6)]
+#[inline(always)]
+fn wharf_connect6(ctx: SockAddrContext) -> i32 {
+    sock_addr::take6::<Connect>(ctx)
+}
+
+/// Where sockets that are not connected send datagrams, over IPv4.
+#[cgroup_sock_addr(sendmsg4)]
+#[inline(always)]
+fn wharf_sendmsg4(ctx: SockAddrContext) -> i32 {
+    sock_addr::take4::<Sendmsg>(ctx)
+}
+
+/// Where sockets that are not connected send datagrams, over IPv6.
+#[cgroup_sock_addr(sendmsg6)]
+#[inline(always)]
+fn wharf_sendmsg6(ctx: SockAddrContext) -> i32 {
+    sock_addr::take6::<Sendmsg>(ctx)
+}
+
+/// Which addresses and ports of IPv4 sockets are to have.
+#[cgroup_sock_addr(bind4)]
+#[inline(always)]
+fn wharf_bind4(ctx: SockAddrContext) -> i32 {
+    sock_addr::take4::<Bind>(ctx)
+}
+
+/// Which addresses and ports of IPv6 sockets are to have.
+#[cgroup_sock_addr(bind6)]
+#[inline(always)]
+fn wharf_bind6(ctx: SockAddrContext) -> i32 {
+    sock_addr::take6::<Bind>(ctx)
+}
+
+/// Whom a datagram came from, over IPv4.
+#[cgroup_sock_addr(recvmsg4)]
+#[inline(always)]
+fn wharf_recvmsg4(ctx: SockAddrContext) -> i32 {
+    sock_addr::show4(ctx)
+}
+
+/// Whom a datagram came from, over IPv6.
+#[cgroup_sock_addr(recvmsg6)]
+#[inline(always)]
+fn wharf_recvmsg6(ctx: SockAddrContext) -> i32 {
+    sock_addr::show6(ctx)
+}
+
+/// Whom a socket is connected to, over IPv4.
+#[cgroup_sock_addr(getpeername4)]
+#[inline(always)]
+fn wharf_getpeername4(ctx: SockAddrContext) -> i32 {
+    sock_addr::show4(ctx)
+}
+
+/// Whom a socket is connected to, over IPv6.
+#[cgroup_sock_addr(getpeername6)]
+#[inline(always)]
+fn wharf_getpeername6(ctx: SockAddrContext) -> i32 {
+    sock_addr::show6(ctx)
+}
+
+/// Which sockets are closed.
+#[cgroup_sock(sock_release)]
+#[inline(always)]
+fn wharf_release(ctx: SockContext) -> i32 {
+    sock_addr::release(ctx)
 }
 
 #[inline(always)]

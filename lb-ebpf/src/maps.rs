@@ -11,15 +11,15 @@ use core::{
 
 use aya_ebpf::{
     bindings::{BPF_EXIST, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup},
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, lpm_trie::Key},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, SkStorage, lpm_trie::Key},
     macros::btf_map,
-    programs::{TcContext, XdpContext},
+    programs::{SockAddrContext, TcContext, XdpContext},
 };
 use lb_common::{
     abi::{
-        ADDRESS_WORDS, Affinity, AffinityKey, BPF_F_MMAPABLE, Backend, COUNTERS_MAX, Counter, Flow, FlowKey, Fragment,
-        FragmentKey, Frontend, InterfaceAddresses, Service, ServiceKey, Slot, SourceKey, TableRange, VipKey,
-        address_bit,
+        ADDRESS_WORDS, Affinity, AffinityKey, BPF_F_MMAPABLE, Backend, COUNTERS_MAX, Counter, Datagrams, Flow, FlowKey,
+        Fragment, FragmentKey, Frontend, InterfaceAddresses, Service, ServiceKey, Slot, SourceKey, TableRange,
+        Translation, VipKey, address_bit,
     },
     net::{Address, Family, IfIndex, Ipv4Be, Ipv6Be, V4, V6},
     parse::Segment,
@@ -32,6 +32,9 @@ const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
 /// How many datagrams in fragments are followed at a time, in each family: those of some seconds.
 const N_FRAGMENTS: usize = 8192;
+
+/// How many sockets are watched at a time. Of others those of UDP are served packet by packet.
+const N_WATCHED: usize = 1 << 18;
 
 type Services<A> = HashMap<ServiceKey<A>, Frontend, 1, NO_PREALLOC>;
 type Vips<A> = HashMap<VipKey<A>, u32, 1, NO_PREALLOC>;
@@ -99,6 +102,25 @@ static PENDING4: Flows<Ipv4Be> = LruHashMap::new();
 /// IPv6 tuple → translation of a flow that is not established yet. The programs write and read; a miss means: no such flow.
 #[btf_map]
 static PENDING6: Flows<Ipv6Be> = LruHashMap::new();
+
+/// Socket → the service that it is connected to, and the backend that it got. The programs write and read; a miss means: not
+/// connected to a service. It goes with the socket.
+#[btf_map]
+static CONNECTED: SkStorage<Translation> = SkStorage::new();
+
+/// Socket, by its cookie → what it is connected to in place of a service, of those that are ended when that is gone. The programs write,
+/// the agent reads; a miss means: it stays. It is removed with the socket.
+#[btf_map]
+static WATCHED: HashMap<u64, Translation, N_WATCHED, NO_PREALLOC> = HashMap::new();
+
+/// Socket that is not connected → the services that it sends datagrams to, each with its backend. The programs write and read; a miss
+/// means: to none. It goes with the socket.
+#[btf_map]
+static DATAGRAMS: SkStorage<Datagrams> = SkStorage::new();
+
+/// Control group, by its id → 1. The agent writes, the programs read; a miss means: its sockets are balanced.
+#[btf_map]
+static EXEMPT: HashMap<u64, u32, 1024, NO_PREALLOC> = HashMap::new();
 
 /// IPv4 datagram → ports, from its first fragment. The programs write and read; a miss means: the first did not come yet.
 #[btf_map]
@@ -549,4 +571,51 @@ pub(crate) fn remove_flow<A: Address>(flows: &Flows<A>, key: &FlowKey<A>) {
 #[inline(always)]
 pub(crate) fn counter(index: u32) -> Option<*mut Counter> {
     COUNTERS.get_ptr_mut(index)
+}
+
+/// What a socket is connected to, if that is a service.
+#[inline(always)]
+pub(crate) fn connected(context: &SockAddrContext) -> Option<&'static Translation> {
+    // SAFETY: The kernel gives nothing or a value that lives as long as the socket, which its caller has locked.
+    unsafe { CONNECTED.get_ptr_mut(context).as_ref() }
+}
+
+/// The same, made if it is not there; nothing where there is no room.
+#[inline(always)]
+pub(crate) fn connected_or_new(context: &SockAddrContext) -> Option<&'static mut Translation> {
+    // SAFETY: As above.
+    unsafe { CONNECTED.get_or_insert_ptr_mut(context, None).as_mut() }
+}
+
+/// Watches whether the backend of a socket goes. `false` where there is no room for more.
+#[inline(always)]
+pub(crate) fn watch(cookie: u64, translation: &Translation) -> bool {
+    WATCHED.insert(cookie, translation, 0).is_ok()
+}
+
+/// Watches a socket no more.
+#[inline(always)]
+pub(crate) fn unwatch(cookie: u64) {
+    let _none = WATCHED.remove(cookie);
+}
+
+/// Where a socket that is not connected sends its datagrams, if any go to a service.
+#[inline(always)]
+pub(crate) fn datagrams(context: &SockAddrContext) -> Option<&'static mut Datagrams> {
+    // SAFETY: As above: the kernel calls our programs with the socket locked.
+    unsafe { DATAGRAMS.get_ptr_mut(context).as_mut() }
+}
+
+/// The same, made if it is not there; nothing where there is no room.
+#[inline(always)]
+pub(crate) fn datagrams_or_new(context: &SockAddrContext) -> Option<&'static mut Datagrams> {
+    // SAFETY: As above.
+    unsafe { DATAGRAMS.get_or_insert_ptr_mut(context, None).as_mut() }
+}
+
+/// Whether the sockets of a control group are left alone.
+#[inline(always)]
+pub(crate) fn is_exempt(control_group: u64) -> bool {
+    // SAFETY: Nothing is read.
+    unsafe { EXEMPT.get(control_group) }.is_some()
 }

@@ -1,6 +1,7 @@
 //! The agent: one task that owns the state, driven by events.
 
 mod interfaces;
+mod sockets;
 
 use std::{
     collections::HashSet,
@@ -18,6 +19,8 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
+pub use self::sockets::SocketOptions;
+use self::sockets::Sockets;
 use crate::{
     admin::{
         report::{
@@ -66,6 +69,8 @@ pub struct Options {
     pub sizes: SizeOptions,
     /// What the programs are told.
     pub settings: Settings,
+    /// Whose sockets are balanced, and where.
+    pub sockets: SocketOptions,
     /// Whether kernel settings are left as they are.
     pub keep_sysctls: bool,
     /// Where metrics are told over HTTP.
@@ -198,6 +203,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
                 agent.confirm_neighbours().await;
                 agent.pin_again();
                 agent.apply_waiting();
+                agent.exempt_sockets();
             }
             Event::Collect => agent.collect(),
             Event::Audit => agent.audit(),
@@ -328,6 +334,8 @@ struct Agent {
     is_unpinned: bool,
     /// Pod-facing devices that can't be attached to, by number.
     refused_pods: HashSet<u32>,
+    /// Socket-level balancing, once it was begun.
+    sockets: Option<Sockets>,
     sysctls: Sysctls,
 }
 
@@ -338,7 +346,8 @@ impl Agent {
         let begin = Instant::now();
         let has_former = !pins.are_new();
         let roles = Roles { uplinks: canonical(&options.roles.uplinks, has_former)?, ..options.roles };
-        let options = Options { roles, ..options };
+        let settings = Settings { sockets: options.sockets.settings(), ..options.settings };
+        let options = Options { roles, settings, ..options };
         let network = Network::follow(options.roles.clone()).await?;
         network.check_uplinks()?;
         let (first, refused) = match first {
@@ -384,6 +393,7 @@ impl Agent {
             lost: HashSet::new(),
             refused_pods: HashSet::new(),
             is_unpinned: false,
+            sockets: None,
             sysctls,
             options,
         };
@@ -522,6 +532,7 @@ impl Agent {
         if let Err(error) = self.tables.reclaim() {
             error!(error = describe(&error), "table entries that are no longer used could not be freed");
         }
+        self.end_sockets();
     }
 
     /// How it is with the services, in a few words.
@@ -684,6 +695,7 @@ impl Agent {
             unpinned: kernel.unpinned().map(|error| describe(error)),
             interfaces: self.interfaces(),
             pod_interfaces: self.pod_interfaces(),
+            sockets: self.sockets_report(),
             source: self.options.source.to_string(),
             revision: self.revision,
             services: self.services().count() as u64,

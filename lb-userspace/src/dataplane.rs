@@ -178,6 +178,25 @@ pub enum DataplaneError {
         #[source]
         source: Box<aya::programs::ProgramError>,
     },
+    /// A program could not be attached to a control group.
+    #[error("{hook} could not be attached to the control group {group}")]
+    AttachSockets {
+        /// The hook.
+        hook: &'static str,
+        /// The control group.
+        group: String,
+        /// What the kernel said.
+        #[source]
+        source: Box<aya::programs::ProgramError>,
+    },
+    /// A program is no good without another one.
+    #[error("{hook} is of no use without {needs}")]
+    NeedsHook {
+        /// The hook.
+        hook: &'static str,
+        /// The one that it needs.
+        needs: &'static str,
+    },
     /// Flows could not be read or removed.
     #[error("the garbage collector could not {what} flows")]
     Flows {

@@ -42,6 +42,8 @@ pub struct Roles {
     pub node_name: Option<Arc<str>>,
     /// On which of the node's addresses a NodePort is served.
     pub node_ports: NodePorts,
+    /// Whether sockets of the node are balanced: then they find its NodePorts at localhost, too.
+    pub balances_sockets: bool,
 }
 
 /// A device that is to be attached to because of its name.

@@ -37,7 +37,7 @@ pub struct Node {
     pub zone: Option<Arc<str>>,
     /// All of its addresses but loopback and link-local ones.
     pub addresses: BTreeSet<IpAddr>,
-    /// Those of them that node ports are served on.
+    /// Those of them that node ports are served on, and the unspecified ones where sockets of this node find them at localhost.
     pub node_port_addresses: BTreeSet<IpAddr>,
     /// The subnets behind its pod-facing devices, without a gateway in between.
     pub pod_subnets: BTreeSet<IpNet>,
@@ -225,7 +225,8 @@ fn frontend_flags(service: &Service, kind: Option<FrontendKind>) -> u32 {
     };
     let local = if policy == TrafficPolicy::Local { abi::Frontend::LOCAL_POLICY } else { 0 };
     let is_checked = kind == Some(FrontendKind::LoadBalancer) && !service.source_ranges.is_empty();
-    external | local | if is_checked { abi::Frontend::SOURCE_RANGES } else { 0 }
+    let node_port = if kind.is_none() { abi::Frontend::NODE_PORT } else { 0 };
+    external | local | node_port | if is_checked { abi::Frontend::SOURCE_RANGES } else { 0 }
 }
 
 /// What holds for any frontend of a service, its node port among them.

@@ -124,6 +124,18 @@ pub fn settle_helper(files: &[PathBuf]) {
     }
 }
 
+/// Gives up everything that a thread does not need which ends sockets: in this network namespace, or in all.
+pub fn settle_sockets(in_all: bool) {
+    use Capability::{CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_PTRACE};
+    // To end them; to enter other namespaces, and to find them.
+    let needed: &[_] = if in_all { &[CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_PTRACE] } else { &[CAP_NET_ADMIN] };
+    let settled =
+        permitted().and_then(|before| keep_only(&needed.iter().copied().filter(|it| before.contains(it)).collect()));
+    if let Err(error) = settled {
+        error!("the thread that ends sockets keeps its capabilities: {error}");
+    }
+}
+
 /// The capabilities that this thread may use or take up.
 fn permitted() -> Result<CapsHashSet, PrivilegesError> {
     caps::read(None, CapSet::Permitted).map_err(refused("read the capabilities of this process"))

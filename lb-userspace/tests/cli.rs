@@ -20,7 +20,8 @@ use lb_userspace::{
         client::{self, ClientError},
         report::{
             AuditReport, BackendReport, CollectorReport, CounterReport, DriftReport, FrontendReport, InterfaceReport,
-            PodInterfacesReport, Request, Response, ServiceReport, StatusReport, TableReport, VerifyReport,
+            PodInterfacesReport, Request, Response, ServiceReport, SocketsReport, StatusReport, TableReport,
+            VerifyReport,
         },
         server::{BindError, Query, Server},
     },
@@ -238,6 +239,13 @@ fn answer(request: Request) -> Response {
                 attached: 12,
                 refused: 1,
             },
+            sockets: SocketsReport {
+                mode: "on".to_owned(),
+                cgroup: Some("/sys/fs/cgroup".to_owned()),
+                attached: 10,
+                missing: vec!["bind6: a port".to_owned()],
+                ended: 4,
+            },
             source: "/etc/wharf/services.yaml".into(),
             services: 2,
             revision: 3,
@@ -285,6 +293,8 @@ eth0        native   tcx   192.0.2.1
 eth1        off      tcx   192.0.2.1
 eth1: the driver has none
 pods (veth*, lxc*): 12 attached, 1 could not be (see the log)
+sockets: on, 10 hooks at /sys/fs/cgroup, 4 ended that had lost their backends
+sockets: missing: bind6: a port
 
 TABLE      USED   SIZE   FULL
 services   1      1000   1%

@@ -71,6 +71,8 @@ pub struct StatusReport {
     pub interfaces: Vec<InterfaceReport>,
     /// The pod-facing devices.
     pub pod_interfaces: PodInterfacesReport,
+    /// Socket-level balancing.
+    pub sockets: SocketsReport,
     /// Where services come from: a file's path, or `Kubernetes`.
     pub source: String,
     /// How many services are in force: ports of one protocol in one IP family.
@@ -89,6 +91,22 @@ pub struct StatusReport {
     pub collector: Option<CollectorReport>,
     /// Packets by what became of them.
     pub counters: Vec<CounterReport>,
+}
+
+/// Socket-level balancing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SocketsReport {
+    /// Of which network namespaces sockets are balanced: `on` (all), `host` (the node's own), `off` (none).
+    pub mode: String,
+    /// The control group that the programs are attached to.
+    pub cgroup: Option<String>,
+    /// To how many hooks they are attached.
+    pub attached: usize,
+    /// What is missing, and what that costs.
+    pub missing: Vec<String>,
+    /// How many sockets were ended that had lost their backends.
+    pub ended: u64,
 }
 
 /// Whether the agent is well.

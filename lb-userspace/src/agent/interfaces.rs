@@ -32,6 +32,7 @@ impl Agent {
                 Err(error) => return Err(error),
             }
         }
+        self.sockets = Some(self.attach_sockets());
         self.note_attachments();
         self.put_segments_together();
         self.attach_pods();

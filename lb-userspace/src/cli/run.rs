@@ -8,8 +8,12 @@ use lb_common::flow::{Tick, Timeouts};
 use super::host::Host;
 use crate::{
     admin,
-    agent::{self, Options},
-    dataplane::{SizeOptions, kernel::Settings},
+    agent::{self, Options, SocketOptions},
+    cgroup,
+    dataplane::{
+        SizeOptions,
+        kernel::{Ended, Settings, SocketMode, SocketSettings},
+    },
     network::{NodePorts, Roles},
     observe::http::{self, Listen},
     privileges,
@@ -44,6 +48,19 @@ pub(super) struct Args {
     /// each family that packets leave the first interface with [default: all]
     #[arg(long, value_name = "CIDR[,CIDR...]|primary")]
     nodeport_addresses: Option<NodePorts>,
+    /// Whose sockets are balanced when they connect or send, so that their packets need no translation: of all network namespaces, of
+    /// the node's own, or none
+    #[arg(long, value_enum, default_value_t)]
+    socket_lb: SocketMode,
+    /// Which sockets are ended when they lose their backend, so that their processes connect anew
+    #[arg(long, value_enum, value_name = "WHICH", default_value_t)]
+    socket_lb_end: Ended,
+    /// A control group whose processes' sockets are left alone, as /proc/PID/cgroup names it; may be given several times
+    #[arg(long, value_name = "PATH", value_parser = exempt)]
+    socket_lb_exempt: Vec<PathBuf>,
+    /// The directory of the control group whose processes' sockets are balanced [default: the root of cgroup v2]
+    #[arg(long, value_name = "DIRECTORY")]
+    cgroup: Option<PathBuf>,
     /// How long a TCP connection that only SYNs were seen of is remembered
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = timeout)]
     timeout_tcp_opening: Duration,
@@ -86,6 +103,8 @@ impl Args {
                 datagram: ticks(self.timeout_udp),
             },
             answer_ping: self.answer_ping,
+            // Those follow from what this process may do.
+            sockets: SocketSettings::default(),
         }
     }
 }
@@ -120,6 +139,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             pod_interfaces: args.host.pod_interfaces,
             node_name,
             node_ports: args.nodeport_addresses.unwrap_or_default(),
+            balances_sockets: args.socket_lb != SocketMode::Off,
+        },
+        sockets: SocketOptions {
+            mode: args.socket_lb,
+            ended: args.socket_lb_end,
+            cgroup: args.cgroup,
+            exempt: args.socket_lb_exempt,
         },
         xdp: args.host.xdp,
         source,
@@ -140,6 +166,22 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         .context("the event loop could not be set up")?;
     runtime.block_on(agent::run(options))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// How deep control groups may be whose sockets are left alone: there is a bit for each depth.
+const DEEPEST: usize = 63;
+
+/// The name of a control group, from the root on.
+fn exempt(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match cgroup::level(&path) {
+        _ if !path.is_absolute() => {
+            Err("the name of a control group begins with a slash, as in /proc/PID/cgroup".to_owned())
+        }
+        0 => Err("these are all: --socket-lb off leaves them alone".to_owned()),
+        1..=DEEPEST => Ok(path),
+        _ => Err(format!("control groups can be named down to a depth of {DEEPEST}")),
+    }
 }
 
 /// The longest timeout. A flow that is idle for longer is not worth its place.

@@ -5,7 +5,7 @@ use std::{net::IpAddr, process::ExitCode};
 use anyhow::bail;
 
 use super::{Asking, table::table};
-use crate::admin::report::{CollectorReport, InterfaceReport, Request, Response, StatusReport};
+use crate::admin::report::{CollectorReport, InterfaceReport, Request, Response, SocketsReport, StatusReport};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -67,7 +67,15 @@ fn remarks(status: &StatusReport) -> String {
         if pods.refused > 0 { format!(", {} could not be (see the log)", pods.refused) } else { String::new() };
     let pods = (!pods.patterns.is_empty())
         .then(|| format!("pods ({}): {} attached{refused}\n", pods.patterns.join(", "), pods.attached));
-    why.chain(pods).collect()
+    why.chain(pods).chain(sockets(&status.sockets)).collect()
+}
+
+fn sockets(sockets: &SocketsReport) -> Vec<String> {
+    let SocketsReport { mode, cgroup, attached, missing, ended } = sockets;
+    let place = cgroup.as_ref().map_or(String::new(), |cgroup| format!(", {attached} hooks at {cgroup}"));
+    let ended = if *ended > 0 { format!(", {ended} ended that had lost their backends") } else { String::new() };
+    let missing = missing.iter().map(|missing| format!("sockets: missing: {missing}\n"));
+    std::iter::once(format!("sockets: {mode}{place}{ended}\n")).chain(missing).collect()
 }
 
 fn collector(status: &StatusReport) -> String {

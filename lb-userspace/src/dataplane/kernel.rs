@@ -1,12 +1,14 @@
 //! The loaded programs and their maps.
 
 mod attach;
+mod batch;
 mod flows;
 mod links;
 mod pins;
 pub mod probe;
 mod programs;
 mod shape;
+mod sockets;
 mod sys;
 
 use std::{
@@ -41,6 +43,7 @@ pub use self::{
     pins::{DEFAULT as DEFAULT_PINS, Pins, PinsError, namespace, remove_pins},
     programs::{Hook, Runner, TestRun},
     shape::{Shape, pinned_sizes},
+    sockets::{ControlGroup, MissingHook, SocketHook, Watched},
 };
 use super::{
     Dataplane, DataplaneError, Sizes,
@@ -65,6 +68,45 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// Whether echo requests to a service's own address are answered.
     pub answer_ping: bool,
+    /// Whose sockets are balanced.
+    pub sockets: SocketSettings,
+}
+
+/// Whose sockets are balanced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketSettings {
+    /// Of which network namespaces.
+    pub mode: SocketMode,
+    /// Which are ended when they lose their backend.
+    pub ended: Ended,
+    /// Whether those of other network namespaces can be. Where not, connected UDP sockets there are not balanced.
+    pub ends_all: bool,
+    /// A bit for each depth below the root at which there may be control groups whose sockets are left alone.
+    pub exempt_levels: u64,
+}
+
+/// Which sockets are ended when they lose their backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Ended {
+    /// None
+    None,
+    /// Those of UDP, which would not notice
+    #[default]
+    Udp,
+    /// Those of TCP as well, which else stay for as long as both ends like
+    All,
+}
+
+/// Of which network namespaces sockets are balanced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum SocketMode {
+    /// Of all: the node's own and those of pods
+    On,
+    /// Of the node's own: pods are served packet by packet
+    #[default]
+    Host,
+    /// Of none
+    Off,
 }
 
 impl Default for Settings {
@@ -80,6 +122,18 @@ impl Default for Settings {
                 datagram: ticks(60),
             },
             answer_ping: false,
+            sockets: SocketSettings::default(),
+        }
+    }
+}
+
+impl SocketMode {
+    /// The name in messages and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::On => "on",
+            Self::Host => "host",
+            Self::Off => "off",
         }
     }
 }
@@ -126,6 +180,10 @@ pub struct Kernel {
     counters: PerCpuArray<MapData, Counter>,
     flows4: FlowMap<Ipv4Be>,
     flows6: FlowMap<Ipv6Be>,
+    exempt: HashMap<MapData, u64, u32>,
+    watched: Option<Watched>,
+    /// Hooks of sockets that this kernel does not have, or that are taken.
+    missing_hooks: Vec<MissingHook>,
     attachments: Attachments,
     // Holds the programs, and the maps that only they use.
     object: Ebpf,
@@ -159,6 +217,10 @@ impl Kernel {
             }
         }
         let answer_ping = u32::from(settings.answer_ping);
+        let sockets = &settings.sockets;
+        let (all, ends_all) = (u32::from(sockets.mode == SocketMode::On), u32::from(sockets.ends_all));
+        let (ends_udp, ends_tcp) = (u32::from(sockets.ended >= Ended::Udp), u32::from(sockets.ended >= Ended::All));
+        let namespace = sys::namespace_cookie().map_err(PinsError::Namespace)?;
         let mut object = loader
             .override_global("SNAT_FIRST", settings.snat_ports.start(), true)
             .override_global("SNAT_LAST", settings.snat_ports.end(), true)
@@ -167,10 +229,18 @@ impl Kernel {
             .override_global("TIMEOUT_CLOSING", &settings.timeouts.closing, true)
             .override_global("TIMEOUT_DATAGRAM", &settings.timeouts.datagram, true)
             .override_global("ANSWER_PING", &answer_ping, true)
+            .override_global("NODE_NAMESPACE", &namespace, true)
+            .override_global("SOCKETS_OF_ALL", &all, true)
+            .override_global("ENDS_SOCKETS_OF_ALL", &ends_all, true)
+            .override_global("ENDS_UDP", &ends_udp, true)
+            .override_global("ENDS_TCP", &ends_tcp, true)
+            .override_global("EXEMPT_LEVELS", &sockets.exempt_levels, true)
             .load(OBJECT)
             .map_err(|error| DataplaneError::Load(Box::new(error)))?;
         let programs = pins.as_ref().map(Pins::new_programs).transpose()?;
         let stages = programs::load(&mut object, programs.as_deref())?;
+        let missing_hooks = if sockets.mode == SocketMode::Off { Vec::new() } else { sockets::load(&mut object) };
+        let [backends, of_sockets] = regions(&mut object, "BACKENDS", sizes.backends)?;
         let mut kernel = Self {
             services4: map(&mut object, "SERVICES4")?,
             services6: map(&mut object, "SERVICES6")?,
@@ -179,7 +249,7 @@ impl Kernel {
             sources: map(&mut object, "SOURCES")?,
             services: region(&mut object, "SERVICE", sizes.services)?,
             table: region(&mut object, "TABLE", sizes.slots)?,
-            backends: region(&mut object, "BACKENDS", sizes.backends)?,
+            backends,
             epoch: region(&mut object, "EPOCH", 1)?,
             address_bits: region(&mut object, "ADDRESS_BITS", abi::ADDRESS_WORDS as u32)?,
             addresses: map(&mut object, "ADDRESSES")?,
@@ -187,6 +257,9 @@ impl Kernel {
             counters: map(&mut object, "COUNTERS")?,
             flows4: map(&mut object, "FLOWS4")?,
             flows6: map(&mut object, "FLOWS6")?,
+            exempt: map(&mut object, "EXEMPT")?,
+            watched: Some(Watched::new(map(&mut object, "WATCHED")?, of_sockets)),
+            missing_hooks,
             attachments: pins.map(Attachments::pinned_in).unwrap_or_default(),
             object,
             _stages: stages,
@@ -244,6 +317,46 @@ impl Kernel {
     /// Attaches to a pod-facing device of this network namespace.
     pub fn attach_pod(&mut self, interface: &str) -> Result<(), DataplaneError> {
         self.attachments.pod(&mut self.object, interface)
+    }
+
+    /// Attaches to the hooks of sockets, in this control group and all below it. What can't be is in [`Kernel::missing_hooks`].
+    pub fn attach_sockets(&mut self, group: &ControlGroup) {
+        for hook in SocketHook::ALL {
+            if self.missing_hooks.iter().any(|missing| missing.hook == hook) {
+                continue;
+            }
+            let attached = match hook.needs().filter(|needs| !self.attachments.sockets.contains_key(needs)) {
+                Some(needs) => Err(DataplaneError::NeedsHook { hook: hook.name(), needs: needs.name() }),
+                None => self.attachments.socket(&mut self.object, hook, group),
+            };
+            self.missing_hooks.extend(attached.err().map(|error| MissingHook { hook, error }));
+        }
+    }
+
+    /// To how many hooks of sockets the programs are attached.
+    pub fn attached_hooks(&self) -> usize {
+        self.attachments.sockets.len()
+    }
+
+    /// The hooks of sockets that the programs could not be attached to.
+    pub fn missing_hooks(&self) -> &[MissingHook] {
+        &self.missing_hooks
+    }
+
+    /// What tells which sockets have lost their backends. The first call takes it, the next one finds nothing.
+    pub fn take_watched(&mut self) -> Option<Watched> {
+        self.watched.take()
+    }
+
+    /// Leaves the sockets of these control groups alone, by their ids, and of no others.
+    pub fn set_exempt(&mut self, groups: &BTreeSet<u64>) -> Result<(), DataplaneError> {
+        let failed = map_error("EXEMPT");
+        for known in self.exempt.keys().collect::<Result<Vec<_>, _>>().map_err(&failed)? {
+            if !groups.contains(&known) {
+                self.exempt.remove(&known).map_err(&failed)?;
+            }
+        }
+        groups.iter().try_for_each(|group| self.exempt.insert(group, 1, 0)).map_err(&failed)
     }
 
     /// Detaches from the pod-facing devices that don't stay, by their numbers.
@@ -526,8 +639,19 @@ fn map<M: TryFrom<Map, Error = MapError>>(object: &mut Ebpf, name: &'static str)
 }
 
 fn region<T: aya::Pod>(object: &mut Ebpf, name: &'static str, length: u32) -> Result<Region<T>, DataplaneError> {
+    regions(object, name, length).map(|[region]| region)
+}
+
+/// The same map several times: each lives by itself.
+fn regions<T: aya::Pod, const N: usize>(
+    object: &mut Ebpf,
+    name: &'static str,
+    length: u32,
+) -> Result<[Region<T>; N], DataplaneError> {
     let Some(Map::Array(map)) = object.take_map(name) else {
         return Err(DataplaneError::Map { name, source: None });
     };
-    Region::map(map.fd(), length).map_err(|source| DataplaneError::Mmap { name, source })
+    let regions = (0..N).map(|_| Region::map(map.fd(), length)).collect::<Result<Vec<_>, _>>();
+    let regions = regions.map_err(|source| DataplaneError::Mmap { name, source })?;
+    regions.try_into().map_err(|_| DataplaneError::Map { name, source: None })
 }

@@ -52,6 +52,8 @@ pub struct Tables<D> {
     ranges: RangeAllocator<u32>,
     used_slots: u64,
     resting: Vec<Resting>,
+    /// How many backends have rested.
+    gone: u64,
     /// What a former agent left, as long as it is not known which services there are to be.
     former: Option<Former>,
 }
@@ -121,6 +123,7 @@ impl<D: Dataplane> Tables<D> {
             ranges: RangeAllocator::new(0..sizes.slots),
             used_slots: 0,
             resting: Vec::new(),
+            gone: 0,
             former: None,
         }
     }
@@ -156,10 +159,16 @@ impl<D: Dataplane> Tables<D> {
                     // a flow of that generation: it must not pass for one of the backend that has the id next.
                     retire(&self.dataplane, id);
                     self.backend_ids.free(id);
+                    self.gone += 1;
                 }
             }
         }
         Ok(())
+    }
+
+    /// How many backends have left their services and are held by no program any more, since the beginning.
+    pub fn gone(&self) -> u64 {
+        self.gone
     }
 
     /// What the maps say now.

@@ -1,6 +1,10 @@
 //! What services have to know of this node: pure functions over what the kernel listed.
 
-use std::{collections::BTreeSet, net::IpAddr, str::FromStr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
 
 use ipnet::IpNet;
 use rtnetlink::packet_route::link::{InfoKind, LinkLayerType};
@@ -85,11 +89,21 @@ impl Roles {
             NodePorts::Primary => primary.contains(&Some(*address)),
             NodePorts::In(ranges) => ranges.iter().any(|range| range.contains(address)),
         };
+        // In the tables one entry stands for all addresses of loopback, which only sockets ever look for.
+        let serves_localhost = |(loopback, _): &(IpAddr, IpAddr)| {
+            self.balances_sockets
+                && match &self.node_ports {
+                    NodePorts::All => true,
+                    NodePorts::Primary => false,
+                    NodePorts::In(ranges) => ranges.iter().any(|range| range.contains(loopback)),
+                }
+        };
+        let localhost = LOCALHOST.into_iter().filter(serves_localhost).map(|(_, unspecified)| unspecified);
         Node {
             name: self.node_name.clone(),
             // That is its source's to say.
             zone: None,
-            node_port_addresses: addresses.iter().copied().filter(serves_node_ports).collect(),
+            node_port_addresses: addresses.iter().copied().filter(serves_node_ports).chain(localhost).collect(),
             addresses,
             pod_subnets: listing
                 .routes
@@ -102,6 +116,12 @@ impl Roles {
         }
     }
 }
+
+/// The loopback address of each family, and the address that stands for it in the tables.
+const LOCALHOST: [(IpAddr, IpAddr); 2] = [
+    (IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+    (IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+];
 
 /// Whether a device by itself leads to nothing but this node.
 fn stays_inside(link: &Link) -> bool {

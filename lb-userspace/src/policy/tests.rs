@@ -261,7 +261,8 @@ fn what_holds_for_a_frontend_of_each_kind() {
         let decided = decided(&[("web", service)], &node());
         let flags = ["10.96.0.1:80", "198.51.100.1:80", "203.0.113.1:80", "192.0.2.1:30080"]
             .map(|at| decided.frontends[&Frontend { address: socket(at), protocol: Protocol::Tcp }].flags);
-        assert_eq!(flags, expected);
+        let [cluster, external, load_balancer, node_port] = expected;
+        assert_eq!(flags, [cluster, external, load_balancer, node_port | abi::Frontend::NODE_PORT]);
         assert_eq!(decided.frontends.len(), 4);
         // IPv6 ranges let nobody in over IPv4.
         let sources: Vec<_> = decided.sources.iter().map(|(_, range)| range.to_string()).collect();

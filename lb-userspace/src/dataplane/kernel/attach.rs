@@ -1,4 +1,4 @@
-//! Our programs on interfaces: in XDP, and in tc by tcx links or by filters of the clsact qdisc.
+//! Our programs on interfaces, in XDP and in tc by tcx links or by filters of the clsact qdisc, and at control groups.
 
 use std::{collections::BTreeMap, io};
 
@@ -14,9 +14,10 @@ use aya::{
 use tracing::{debug, info};
 
 use super::{
-    links::{Hold, Place},
+    links::{Hold, Place, side},
     pins::Pins,
     programs::{Hook, program},
+    sockets::{self, ControlGroup, SocketHook},
 };
 use crate::dataplane::DataplaneError;
 
@@ -62,6 +63,8 @@ pub(super) struct Attachments {
     pub(super) uplinks: BTreeMap<String, Attachment>,
     /// By number.
     pub(super) pods: BTreeMap<u32, Attachment>,
+    /// At the control groups: what holds programs at hooks of sockets.
+    pub(super) sockets: BTreeMap<SocketHook, Hold>,
     /// What a former agent attached and has our programs by now, but for what was found a use for.
     former: BTreeMap<Place, Hold>,
     /// Whether the kernel has tcx, once that was tried.
@@ -131,7 +134,7 @@ impl Attachments {
     /// Detaches from where only a former agent was attached.
     pub(super) fn release_others(&mut self) {
         for (place, hold) in std::mem::take(&mut self.former) {
-            info!("detached from interface {} ({}), which is not named any more", place.interface, place.hook.name());
+            info!("detached from {place}, which is not named any more");
             hold.release();
         }
         if self.has_tcx == Some(false) {
@@ -193,6 +196,27 @@ impl Attachments {
         Ok(())
     }
 
+    /// Attaches to one hook of sockets, in a control group and all below it, beside the programs of others.
+    pub(super) fn socket(
+        &mut self,
+        object: &mut Ebpf,
+        hook: SocketHook,
+        group: &ControlGroup,
+    ) -> Result<(), DataplaneError> {
+        let place = Place::Sockets(hook);
+        let hold = match self.former.remove(&place) {
+            Some(hold) if hold.is_at_control_group(group.id()) => hold,
+            other => {
+                let link = sockets::attach(object, hook, group)?;
+                other.into_iter().for_each(Hold::release);
+                Hold::link(place, link)
+            }
+        };
+        let hold = self.pinned([hold].into_iter())?.pop();
+        self.sockets.extend(hold.map(|hold| (hook, hold)));
+        Ok(())
+    }
+
     /// Detaches from the pod-facing devices that don't stay, by their numbers.
     pub(super) fn retain_pods(&mut self, stays: impl Fn(u32) -> bool) {
         let gone: Vec<_> = self.pods.keys().copied().filter(|&index| !stays(index)).collect();
@@ -208,6 +232,7 @@ impl Attachments {
     pub(super) fn clear(&mut self) {
         let uplinks = std::mem::take(&mut self.uplinks).into_values();
         uplinks.chain(std::mem::take(&mut self.pods).into_values()).for_each(Attachment::release);
+        std::mem::take(&mut self.sockets).into_values().for_each(Hold::release);
         std::mem::take(&mut self.former).into_values().for_each(Hold::release);
     }
 
@@ -225,7 +250,8 @@ impl Attachments {
     pub(super) fn pin_again(&mut self) -> Result<(), DataplaneError> {
         let Some(pins) = &self.pins else { return Ok(()) };
         let attachments = self.uplinks.values_mut().chain(self.pods.values_mut());
-        attachments.flat_map(|attachment| &mut attachment.holds).try_for_each(|hold| hold.pin(pins))?;
+        let holds = attachments.flat_map(|attachment| &mut attachment.holds).chain(self.sockets.values_mut());
+        holds.into_iter().try_for_each(|hold| hold.pin(pins))?;
         self.unpinned = None;
         Ok(())
     }
@@ -277,7 +303,7 @@ impl Attachments {
             self.has_tcx = Some(true);
             return Ok((hold, TcMode::Tcx));
         }
-        let side = place.side();
+        let side = side(hook);
         let program: &mut SchedClassifier = program(object, hook.program())?;
         let name = if side == TcAttachType::Egress { "tc egress" } else { "tc ingress" };
         let failed = |error| refused(interface, name, error);

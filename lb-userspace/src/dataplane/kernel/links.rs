@@ -1,7 +1,10 @@
 //! What holds one of our programs at one hook: a BPF link, or a filter of the clsact qdisc.
+//!
+//! A hook is one of an interface, or of the control groups.
 
 use std::{
-    fmt, fs, mem,
+    fmt, fs, io, mem,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -19,18 +22,25 @@ use tracing::debug;
 
 use super::{
     pins::Pins,
-    programs::{Hook, program},
+    programs::{Hook, descriptor, program},
+    sockets::SocketHook,
+    sys::{self, LinkPlace},
 };
 use crate::dataplane::DataplaneError;
 
-/// A hook of one interface. As text, the name under which a link is pinned.
+/// A hook of one interface, or of the control groups. As text, the name under which a link is pinned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
-    pub(super) hook: Hook,
-    /// In XDP: behind the driver, not in it.
-    pub(super) is_generic: bool,
-    /// The interface's number.
-    pub(super) interface: u32,
+pub(super) enum Place {
+    /// Where packets come by.
+    Interface {
+        hook: Hook,
+        /// In XDP: behind the driver, not in it.
+        is_generic: bool,
+        /// The interface's number.
+        interface: u32,
+    },
+    /// Where calls on sockets come by.
+    Sockets(SocketHook),
 }
 
 /// Keeps a program in its place for as long as it lives, or for longer: see [`Hold::stays`].
@@ -51,18 +61,18 @@ enum Kind {
 impl Place {
     /// Where the XDP program is: behind the driver, or in it.
     pub(super) fn xdp(is_generic: bool, interface: u32) -> Self {
-        Self { hook: Hook::Xdp, is_generic, interface }
+        Self::Interface { hook: Hook::Xdp, is_generic, interface }
     }
 
     /// Where the programs of a tc hook are.
     pub(super) fn tc(hook: Hook, interface: u32) -> Self {
-        Self { hook, is_generic: false, interface }
+        Self::Interface { hook, is_generic: false, interface }
     }
+}
 
-    /// The side of the interface on which a tc hook is.
-    pub(super) fn side(self) -> TcAttachType {
-        if self.hook == Hook::TcEgress { TcAttachType::Egress } else { TcAttachType::Ingress }
-    }
+/// The side of an interface on which a tc hook is.
+pub(super) fn side(hook: Hook) -> TcAttachType {
+    if hook == Hook::TcEgress { TcAttachType::Egress } else { TcAttachType::Ingress }
 }
 
 impl Hold {
@@ -77,27 +87,41 @@ impl Hold {
     }
 
     /// Whether it is a filter on this side of an interface.
-    pub(super) fn is_filter_at(&self, interface: u32, side: TcAttachType) -> bool {
-        matches!(self.kind, Kind::Filter { .. }) && self.place.interface == interface && self.place.side() == side
+    pub(super) fn is_filter_at(&self, index: u32, at: TcAttachType) -> bool {
+        matches!(self.kind, Kind::Filter { .. })
+            && matches!(self.place, Place::Interface { hook, interface, .. } if interface == index && side(hook) == at)
+    }
+
+    /// Whether it is a link that holds a program at the control group with this id.
+    pub(super) fn is_at_control_group(&self, id: u64) -> bool {
+        let Kind::Link { pin: Some(path), .. } = &self.kind else { return false };
+        sys::link_place(path).is_ok_and(|place| place == LinkPlace::ControlGroup(id))
     }
 
     /// The link of a former agent, with our program in place of that one's: no packet is without one. An error if there is no
     /// interface to the link any more.
     pub(super) fn take_over(place: Place, object: &mut Ebpf, pins: &Pins) -> Result<Self, DataplaneError> {
         let path = pins.link(&place.to_string());
-        let name = place.hook.program();
-        let replaced = if place.hook == Hook::Xdp {
-            let program: &mut Xdp = program(object, name)?;
-            replace(&path, |link| {
-                let id = program.attach_to_link(XdpLink::try_from(link)?)?;
-                Ok(FdLink::try_from(program.take_link(id)?)?)
-            })
-        } else {
-            let program: &mut SchedClassifier = program(object, name)?;
-            replace(&path, |link| {
-                let id = program.attach_to_link(SchedClassifierLink::try_from(link)?)?;
-                Ok(FdLink::try_from(program.take_link(id)?)?)
-            })
+        let replaced = match place {
+            Place::Interface { hook: Hook::Xdp, .. } => {
+                let program: &mut Xdp = program(object, Hook::Xdp.program())?;
+                replace(&path, |link| {
+                    let id = program.attach_to_link(XdpLink::try_from(link)?)?;
+                    Ok(FdLink::try_from(program.take_link(id)?)?)
+                })
+            }
+            Place::Interface { hook, .. } => {
+                let program: &mut SchedClassifier = program(object, hook.program())?;
+                replace(&path, |link| {
+                    let id = program.attach_to_link(SchedClassifierLink::try_from(link)?)?;
+                    Ok(FdLink::try_from(program.take_link(id)?)?)
+                })
+            }
+            Place::Sockets(hook) => {
+                let program = descriptor(object, hook.program())?.as_fd();
+                // The library does not do this for links of control groups.
+                replace(&path, |link| sys::update_link(&path, program).map(|()| link).map_err(ReplaceError::Kernel))
+            }
         };
         match replaced {
             Ok(link) => Ok(Self { place, kind: Kind::Link { link: Some(link), pin: Some(path) } }),
@@ -157,13 +181,23 @@ pub enum ReplaceError {
     /// The kernel refused.
     #[error(transparent)]
     Program(#[from] ProgramError),
+    /// The kernel refused.
+    #[error("the kernel did not take the program in place of the former")]
+    Kernel(#[source] io::Error),
 }
+
+/// What the names of links at control groups begin with.
+pub(super) const SOCKETS: &str = "socket-";
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { hook, is_generic, interface } = self;
-        let mode = if *is_generic { "-generic" } else { "" };
-        write!(f, "{}{mode}-{interface}", hook.name())
+        match self {
+            Self::Interface { hook, is_generic, interface } => {
+                let mode = if *is_generic { "-generic" } else { "" };
+                write!(f, "{}{mode}-{interface}", hook.name())
+            }
+            Self::Sockets(hook) => write!(f, "{SOCKETS}{}", hook.name()),
+        }
     }
 }
 
@@ -171,10 +205,13 @@ impl FromStr for Place {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(name) = text.strip_prefix(SOCKETS) {
+            return SocketHook::ALL.into_iter().find(|hook| hook.name() == name).map(Self::Sockets).ok_or(());
+        }
         let (name, interface) = text.rsplit_once('-').ok_or(())?;
         let (name, is_generic) = name.strip_suffix("-generic").map_or((name, false), |name| (name, true));
         let hook = Hook::ALL.into_iter().find(|hook| hook.name() == name).ok_or(())?;
-        Ok(Self { hook, is_generic, interface: interface.parse().map_err(|_| ())? })
+        Ok(Self::Interface { hook, is_generic, interface: interface.parse().map_err(|_| ())? })
     }
 }
 
@@ -187,10 +224,12 @@ mod tests {
         for (hook, is_generic, text) in
             [(Hook::Xdp, false, "xdp-7"), (Hook::Xdp, true, "xdp-generic-7"), (Hook::TcEgress, false, "tc-egress-7")]
         {
-            let place = Place { hook, is_generic, interface: 7 };
+            let place = Place::Interface { hook, is_generic, interface: 7 };
             assert_eq!((place.to_string().as_str(), text.parse()), (text, Ok(place)));
         }
-        for other in ["", "xdp", "xdp-", "xdp-x", "filters", "tc-7"] {
+        let place = Place::Sockets(SocketHook::Getpeername6);
+        assert_eq!((place.to_string().as_str(), "socket-getpeername6".parse()), ("socket-getpeername6", Ok(place)));
+        for other in ["", "xdp", "xdp-", "xdp-x", "filters", "tc-7", "socket-", "socket-7"] {
             assert_eq!(other.parse::<Place>(), Err(()), "{other}");
         }
     }

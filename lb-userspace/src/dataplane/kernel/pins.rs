@@ -23,7 +23,11 @@ use nix::fcntl::{Flock, FlockArg};
 use tracing::{debug, info, warn};
 
 use self::place::{MOUNT_POINT, existing, place, shown};
-use super::{programs::Hook, sys};
+use super::{
+    links::SOCKETS,
+    programs::Hook,
+    sys::{self, LinkPlace},
+};
 
 /// Where pins are unless said otherwise.
 pub const DEFAULT: &str = "/sys/fs/bpf/wharf";
@@ -149,7 +153,7 @@ impl Pins {
         entries(&self.directory.join("links")).collect()
     }
 
-    /// Whether the interface of a link is gone.
+    /// Whether the interface or control group of a link is gone.
     pub(super) fn is_dead(&self, name: &str) -> bool {
         is_dead(&self.link(name))
     }
@@ -240,7 +244,9 @@ fn sweep(root: &Path, ours: &str) {
         for directory in others.map(|name| version.join(name)) {
             let links = directory.join("links");
             let Ok(_turn) = lock(&directory) else { continue };
-            if entries(&links).all(|name| is_dead(&links.join(name))) {
+            // Control groups outlive network namespaces, and so tell nothing.
+            let mut on_interfaces = entries(&links).filter(|name| !name.starts_with(SOCKETS));
+            if on_interfaces.all(|name| is_dead(&links.join(name))) {
                 match remove(&directory) {
                     Ok(()) => {
                         info!("removed what was left of a network namespace that is gone: {}", directory.display());
@@ -252,9 +258,9 @@ fn sweep(root: &Path, ours: &str) {
     }
 }
 
-/// Whether a link is of an interface that is gone.
+/// Whether what a link is on is gone.
 fn is_dead(link: &Path) -> bool {
-    sys::link_interface(link).is_ok_and(|interface| interface == 0)
+    sys::link_place(link).is_ok_and(|place| matches!(place, LinkPlace::Interface(0) | LinkPlace::ControlGroup(0)))
 }
 
 fn refused(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinsError {

@@ -144,7 +144,7 @@ fn missing(name: &str) -> DataplaneError {
     DataplaneError::Program { name: name.to_owned(), source: None }
 }
 
-fn refused(name: &str, error: ProgramError) -> DataplaneError {
+pub(super) fn refused(name: &str, error: ProgramError) -> DataplaneError {
     DataplaneError::Program { name: name.to_owned(), source: Some(Box::new(error)) }
 }
 

@@ -24,7 +24,7 @@ pub struct Shape {
 }
 
 /// The maps that outlive the agent: what the operator can set the size of, by the flag for it, and the others.
-pub(super) const LASTING: [(&str, Option<Room>); 19] = [
+pub(super) const LASTING: [(&str, Option<Room>); 23] = [
     ("SERVICES4", Some(SERVICES)),
     ("SERVICES6", Some(SERVICES)),
     ("VIPS4", Some(SERVICES)),
@@ -38,6 +38,10 @@ pub(super) const LASTING: [(&str, Option<Room>); 19] = [
     ("PENDING4", Some(PENDING)),
     ("PENDING6", Some(PENDING)),
     ("AFFINITY", Some(Room { flag: "--max-affinity-clients", entries: |sizes| sizes.affinity_clients })),
+    ("CONNECTED", None),
+    ("WATCHED", None),
+    ("DATAGRAMS", None),
+    ("EXEMPT", None),
     ("FRAGMENTS4", None),
     ("FRAGMENTS6", None),
     ("ADDRESS_BITS", None),

@@ -5,11 +5,13 @@ use std::{
     io,
     mem::size_of,
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::{ffi::OsStrExt as _, net::UnixDatagram},
     },
     path::Path,
 };
+
+use lb_common::net;
 
 /// The number that the kernel gives to this network namespace and to no other (`SO_NETNS_COOKIE`, since Linux 5.14).
 pub(super) fn namespace_cookie() -> io::Result<u64> {
@@ -44,7 +46,16 @@ struct InfoAttr {
     info: u64,
 }
 
-/// The beginning of `struct bpf_link_info`, as it is for the links of XDP and tcx.
+/// The members for `BPF_LINK_UPDATE`.
+#[repr(C)]
+struct LinkUpdateAttr {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+/// The beginning of `struct bpf_link_info`: what comes last is as it is for the links of XDP and tcx, or of control groups.
 #[repr(C)]
 #[derive(Default)]
 struct LinkInfo {
@@ -52,20 +63,26 @@ struct LinkInfo {
     id: u32,
     program: u32,
     _pad: u32,
-    interface: u32,
-    attach_type: u32,
+    /// The number of the interface and the attach type, or the id of the control group.
+    place: [u32; 2],
 }
 
-/// The number of the interface that a pinned XDP or tcx link is on; 0 if that is gone.
-pub(super) fn link_interface(path: &Path) -> io::Result<u32> {
-    const BPF_OBJ_GET: libc::c_int = 7;
+/// What a pinned link is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LinkPlace {
+    /// In XDP or tcx: the interface with this number; 0 if it is gone.
+    Interface(u32),
+    /// The control group with this id; 0 if it is gone.
+    ControlGroup(u64),
+}
+
+/// Where a pinned link is.
+pub(super) fn link_place(path: &Path) -> io::Result<LinkPlace> {
     const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+    const BPF_LINK_TYPE_CGROUP: u32 = 3;
     const BPF_LINK_TYPE_XDP: u32 = 6;
     const BPF_LINK_TYPE_TCX: u32 = 11;
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attr = ObjectAttr { pathname: path.as_ptr().expose_provenance() as u64, bpf_fd: 0, file_flags: 0 };
-    // SAFETY: The attributes are the command's, and the path is there.
-    let link = unsafe { bpf_descriptor(BPF_OBJ_GET, &mut attr)? };
+    let link = pinned(path)?;
     let mut info = LinkInfo::default();
     let mut attr = InfoAttr {
         bpf_fd: link.as_raw_fd() as u32,
@@ -74,11 +91,36 @@ pub(super) fn link_interface(path: &Path) -> io::Result<u32> {
     };
     // SAFETY: The attributes are the command's, and there is room for so much.
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)? };
-    if matches!(info.kind, BPF_LINK_TYPE_XDP | BPF_LINK_TYPE_TCX) {
-        Ok(info.interface)
-    } else {
-        Err(io::ErrorKind::InvalidInput.into())
+    let [first, second] = info.place;
+    match info.kind {
+        BPF_LINK_TYPE_XDP | BPF_LINK_TYPE_TCX => Ok(LinkPlace::Interface(first)),
+        BPF_LINK_TYPE_CGROUP => Ok(LinkPlace::ControlGroup(net::whole(first, second))),
+        _ => Err(io::ErrorKind::InvalidInput.into()),
     }
+}
+
+/// Puts another program into a pinned link, in one step.
+pub(super) fn update_link(path: &Path, program: BorrowedFd<'_>) -> io::Result<()> {
+    const BPF_LINK_UPDATE: libc::c_int = 29;
+    let link = pinned(path)?;
+    let mut attr = LinkUpdateAttr {
+        link_fd: link.as_raw_fd() as u32,
+        new_prog_fd: program.as_raw_fd() as u32,
+        flags: 0,
+        old_prog_fd: 0,
+    };
+    // SAFETY: The attributes are the command's, and hold no pointers.
+    unsafe { bpf(BPF_LINK_UPDATE, &mut attr)? };
+    Ok(())
+}
+
+/// What is pinned.
+fn pinned(path: &Path) -> io::Result<OwnedFd> {
+    const BPF_OBJ_GET: libc::c_int = 7;
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = ObjectAttr { pathname: path.as_ptr().expose_provenance() as u64, bpf_fd: 0, file_flags: 0 };
+    // SAFETY: The attributes are the command's, and the path is there.
+    unsafe { bpf_descriptor(BPF_OBJ_GET, &mut attr) }
 }
 
 /// bpf(2): what the command returns.

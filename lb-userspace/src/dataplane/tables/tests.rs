@@ -142,7 +142,7 @@ fn what_is_decided_is_what_the_kernel_finds() {
         [
             expected(([10, 0, 0, 1], 80), 0),
             expected(([10, 0, 0, 2], 80), local_policy | abi::Frontend::SOURCE_RANGES),
-            expected(([192, 0, 2, 1], 30080), local_policy),
+            expected(([192, 0, 2, 1], 30080), local_policy | abi::Frontend::NODE_PORT),
         ]
         .into()
     );

@@ -121,3 +121,18 @@ fn node_ports_are_served_where_the_operator_says() {
     assert_eq!(served("192.0.2.0/24,2001:db8::/32"), set(&["192.0.2.10", "2001:db8::10"]));
     assert_eq!(served("203.0.113.0/24"), BTreeSet::new());
 }
+
+#[test]
+fn sockets_find_node_ports_at_localhost_where_they_are_served_there() {
+    let served = |node_ports: NodePorts| {
+        let roles = Roles { node_ports, balances_sockets: true, ..roles(&["eth0"], &[]) };
+        let node = node(&roles);
+        assert!(!node.addresses.iter().any(IpAddr::is_unspecified), "they are nobody's");
+        node.node_port_addresses.into_iter().filter(IpAddr::is_unspecified).collect::<Vec<_>>()
+    };
+    let both: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    assert_eq!(served(NodePorts::All), both);
+    assert!(served(NodePorts::Primary).is_empty());
+    assert_eq!(served("192.0.2.0/24,127.0.0.0/8".parse().unwrap()), both[..1]);
+    assert_eq!(served("::1/128".parse().unwrap()), both[1..]);
+}

@@ -1,0 +1,493 @@
+//! Socket-level balancing: what a call on a socket names is translated once, and its packets need nothing more.
+//!
+//! The programs run in the calls of processes, at the root of the control groups. The kernel holds the socket's lock meanwhile, but
+//! a softirq may come between, and run our programs for packets: so nothing of a CPU's own is written here, but by atomic stores.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::generated::{
+        bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_coarse_ns,
+        bpf_set_retval,
+    },
+    programs::{SockAddrContext, SockContext},
+};
+use lb_common::{
+    abi::{Backend, DATAGRAM_SERVICES, Datagrams, FlowKey, Frontend, ServiceKey, Translation, VipKey},
+    flow::Tick,
+    net::{Address, IpProto, Ipv4Be, Ipv6Be, Port, V4, V6, halves, whole},
+    verdict::{AnswerReason, DropReason, Forward, PassReason, Verdict},
+};
+
+use crate::{
+    asm, config,
+    maps::{self, FamilyMaps},
+    select,
+};
+
+/// What a program of this kind answers: the call goes on.
+const ALLOW: i32 = 1;
+/// The call fails, with what was set by `bpf_set_retval`.
+const DENY: i32 = 0;
+
+// Error numbers of the kernel (include/uapi/asm-generic/errno.h).
+const EPERM: i32 = 1;
+const EADDRINUSE: i32 = 98;
+const ECONNREFUSED: i32 = 111;
+
+/// How deep below the root control groups may be whose sockets are left alone.
+const MAX_LEVELS: u32 = 64;
+
+/// The address in a call on a socket.
+pub(crate) trait Named<A: Address> {
+    fn context(&self) -> &SockAddrContext;
+    fn address(&self) -> A;
+    fn set_address(&self, address: A);
+
+    #[inline(always)]
+    fn port(&self) -> Port {
+        // SAFETY: The kernel gives a context; a port stands in the first half of its word.
+        Port::from_bytes(unsafe {
+            (&raw const (*self.context().sock_addr).user_port).cast::<[u8; 2]>().read_volatile()
+        })
+    }
+
+    #[inline(always)]
+    fn set_port(&self, port: Port) {
+        let [first, second] = port.to_bytes();
+        // SAFETY: As above; the kernel takes whole words only.
+        unsafe {
+            (&raw mut (*self.context().sock_addr).user_port).write_volatile(u32::from_ne_bytes([first, second, 0, 0]));
+        }
+    }
+
+    /// TCP, UDP, or what else there is.
+    #[inline(always)]
+    fn proto(&self) -> IpProto {
+        // SAFETY: As above.
+        IpProto(unsafe { (&raw const (*self.context().sock_addr).protocol).read_volatile() } as u16)
+    }
+
+    /// The number that the kernel gives to this socket and to no other.
+    #[inline(always)]
+    fn cookie(&self) -> u64 {
+        // SAFETY: The helper takes the context of the program.
+        unsafe { bpf_get_socket_cookie(self.context().as_ptr()) }
+    }
+
+    /// The network namespace of the socket.
+    #[inline(always)]
+    fn namespace(&self) -> u64 {
+        // SAFETY: The helper takes the context of the program.
+        unsafe { bpf_get_netns_cookie(self.context().as_ptr()) }
+    }
+}
+
+/// An IPv4 address.
+struct Plain4(SockAddrContext);
+
+/// An IPv4 address in the form that sockets of IPv6 have for them (RFC 4291, section 2.5.5.2).
+struct Mapped4(Plain6);
+
+/// An IPv6 address.
+struct Plain6(SockAddrContext);
+
+impl Named<Ipv4Be> for Plain4 {
+    #[inline(always)]
+    fn context(&self) -> &SockAddrContext {
+        &self.0
+    }
+
+    #[inline(always)]
+    fn address(&self) -> Ipv4Be {
+        // SAFETY: The kernel gives a context.
+        let word = unsafe { (&raw const (*self.0.sock_addr).user_ip4).read_volatile() };
+        Ipv4Be::from_bytes(word.to_ne_bytes())
+    }
+
+    #[inline(always)]
+    fn set_address(&self, address: Ipv4Be) {
+        let word = u32::from_ne_bytes(address.to_bytes());
+        // SAFETY: As above.
+        unsafe { (&raw mut (*self.0.sock_addr).user_ip4).write_volatile(word) }
+    }
+}
+
+impl Named<Ipv4Be> for Mapped4 {
+    #[inline(always)]
+    fn context(&self) -> &SockAddrContext {
+        &self.0.0
+    }
+
+    #[inline(always)]
+    fn address(&self) -> Ipv4Be {
+        let [_, _, _, word] = self.0.words();
+        Ipv4Be::from_bytes(word.to_ne_bytes())
+    }
+
+    #[inline(always)]
+    fn set_address(&self, address: Ipv4Be) {
+        let word = u32::from_ne_bytes(address.to_bytes());
+        // SAFETY: The kernel gives a context. What stands before the address stays.
+        unsafe { (&raw mut (*self.0.0.sock_addr).user_ip6[3]).write_volatile(word) }
+    }
+}
+
+impl Plain6 {
+    #[inline(always)]
+    fn words(&self) -> [u32; 4] {
+        let context = self.0.sock_addr;
+        // SAFETY: The kernel gives a context.
+        unsafe {
+            [
+                (&raw const (*context).user_ip6[0]).read_volatile(),
+                (&raw const (*context).user_ip6[1]).read_volatile(),
+                (&raw const (*context).user_ip6[2]).read_volatile(),
+                (&raw const (*context).user_ip6[3]).read_volatile(),
+            ]
+        }
+    }
+
+    /// Whether it is an IPv4 address.
+    #[inline(always)]
+    fn is_mapped(&self) -> bool {
+        let [a, b, c, _] = self.words();
+        a == 0 && b == 0 && c == u32::to_be(0xFFFF)
+    }
+}
+
+impl Named<Ipv6Be> for Plain6 {
+    #[inline(always)]
+    fn context(&self) -> &SockAddrContext {
+        &self.0
+    }
+
+    #[inline(always)]
+    fn address(&self) -> Ipv6Be {
+        let [a, b, c, d] = self.words();
+        Ipv6Be::from_words([whole(a, b), whole(c, d)])
+    }
+
+    #[inline(always)]
+    fn set_address(&self, address: Ipv6Be) {
+        let [first, second] = address.to_words();
+        let ((a, b), (c, d)) = (halves(first), halves(second));
+        // SAFETY: The kernel gives a context.
+        unsafe {
+            (&raw mut (*self.0.sock_addr).user_ip6[0]).write_volatile(a);
+            (&raw mut (*self.0.sock_addr).user_ip6[1]).write_volatile(b);
+            (&raw mut (*self.0.sock_addr).user_ip6[2]).write_volatile(c);
+            (&raw mut (*self.0.sock_addr).user_ip6[3]).write_volatile(d);
+        }
+    }
+}
+
+/// A call that names an address.
+pub(crate) trait Call {
+    /// `Ok`: what it names was translated.
+    fn run<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(), Verdict>;
+}
+
+/// The program of a call on sockets of IPv4.
+#[inline(always)]
+pub(crate) fn take4<C: Call>(context: SockAddrContext) -> i32 {
+    finish(C::run::<V4, _>(&Plain4(context)))
+}
+
+/// The program of a call on sockets of IPv6.
+#[inline(always)]
+pub(crate) fn take6<C: Call>(context: SockAddrContext) -> i32 {
+    let named = Plain6(context);
+    finish(if named.is_mapped() { C::run::<V4, _>(&Mapped4(named)) } else { C::run::<V6, _>(&named) })
+}
+
+/// The program of a call that is told an address by the kernel, on sockets of IPv4: it can't fail.
+#[inline(always)]
+pub(crate) fn show4(context: SockAddrContext) -> i32 {
+    show::<V4, _>(&Plain4(context));
+    ALLOW
+}
+
+/// The same on sockets of IPv6.
+#[inline(always)]
+pub(crate) fn show6(context: SockAddrContext) -> i32 {
+    let named = Plain6(context);
+    if named.is_mapped() {
+        show::<V4, _>(&Mapped4(named));
+    } else {
+        show::<V6, _>(&named);
+    }
+    ALLOW
+}
+
+/// Counts what became of a call, and gives the kernel its answer.
+#[inline(always)]
+fn finish(result: Result<(), Verdict>) -> i32 {
+    let (counter, error) = match result {
+        Ok(()) => (Forward::Socket as u32, 0),
+        // Most calls are none of ours.
+        Err(Verdict::Pass(_)) => return ALLOW,
+        Err(verdict @ Verdict::Drop(DropReason::PortInUse)) => (verdict.counter(), EADDRINUSE),
+        Err(verdict @ Verdict::Answer(_)) => (verdict.counter(), ECONNREFUSED),
+        // As when a rule of netfilter drops what a process sends.
+        Err(verdict) => (verdict.counter(), EPERM),
+    };
+    if let Some(counter) = maps::counter(counter) {
+        // SAFETY: Map memory; atomic, as packets may be counted on this CPU meanwhile.
+        unsafe { asm::fetch_add(&raw mut (*counter).packets, 1) };
+    }
+    if error == 0 {
+        return ALLOW;
+    }
+    // SAFETY: The helper takes a number.
+    unsafe { bpf_set_retval(-error) };
+    DENY
+}
+
+/// A socket is connected: from now on all that it sends goes to the backend.
+pub(crate) struct Connect;
+
+impl Call for Connect {
+    #[inline(always)]
+    fn run<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(), Verdict> {
+        let (key, namespace) = asked::<F, N>(named)?;
+        let is_reached = namespace == config::node_namespace() || config::ends_all_sockets();
+        // One that can't be ended would go on sending to a backend that is gone. Packet by packet it is served as well.
+        if key.proto == IpProto::UDP && !is_reached {
+            return Err(PassReason::NotService.into());
+        }
+        let now = now();
+        let chosen = choose::<F, N>(named, &key, namespace, now)?;
+        let translation = maps::connected_or_new(named.context());
+        let is_noted = translation.is_some_and(|translation| {
+            chosen.note::<F, N>(named, translation, now);
+            !(config::ends(key.proto) && is_reached) || maps::watch(named.cookie(), translation)
+        });
+        if key.proto == IpProto::UDP && !is_noted {
+            return Err(PassReason::NotService.into());
+        }
+        go_to(named, chosen.backend.address, chosen.backend.port);
+        Ok(())
+    }
+}
+
+/// A socket is closed.
+#[inline(always)]
+pub(crate) fn release(SockContext { sock }: SockContext) -> i32 {
+    // SAFETY: The kernel gives a context.
+    let proto = IpProto(unsafe { (&raw const (*sock).protocol).read_volatile() } as u16);
+    if config::ends(proto) {
+        // SAFETY: The helper takes the context of the program.
+        maps::unwatch(unsafe { bpf_get_socket_cookie(sock.cast()) });
+    }
+    ALLOW
+}
+
+/// A socket that is not connected sends a datagram. As long as it sends to a service now and then, it is one flow, and stays with
+/// its backend.
+pub(crate) struct Sendmsg;
+
+impl Call for Sendmsg {
+    #[inline(always)]
+    fn run<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(), Verdict> {
+        let (key, namespace) = asked::<F, N>(named)?;
+        let now = now();
+        let address = named.address().to_words();
+        if let Some(datagrams) = maps::datagrams(named.context()) {
+            let turn = datagrams.turn.wrapping_add(1).max(1);
+            for known in &mut datagrams.translations {
+                let is_same = known.turn != 0
+                    && known.family == F::NUMBER
+                    && known.service_port == key.port
+                    && known.service_address == address;
+                if is_same
+                    && now.since(known.last_used) <= config::timeouts().datagram
+                    && maps::is_current(known.backend, known.generation)
+                {
+                    known.last_used = now.0;
+                    known.turn = turn;
+                    datagrams.turn = turn;
+                    go_to(named, known.backend_address, known.backend_port);
+                    return Ok(());
+                }
+            }
+        }
+        let chosen = choose::<F, N>(named, &key, namespace, now)?;
+        if let Some(datagrams) = maps::datagrams_or_new(named.context()) {
+            datagrams.turn = datagrams.turn.wrapping_add(1).max(1);
+            let turn = datagrams.turn;
+            if let Some(translation) = place(datagrams, address, key.port) {
+                chosen.note::<F, N>(named, translation, now);
+                translation.turn = turn;
+            }
+        }
+        go_to(named, chosen.backend.address, chosen.backend.port);
+        Ok(())
+    }
+}
+
+/// A socket is to have an address and a port: not one that is a `NodePort`, whose packets it would never see.
+pub(crate) struct Bind;
+
+impl Call for Bind {
+    #[inline(always)]
+    fn run<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(), Verdict> {
+        let (proto, port) = (named.proto(), named.port());
+        let is_ours = (proto == IpProto::TCP || proto == IpProto::UDP) && port.word() != 0;
+        if !is_ours || named.namespace() != config::node_namespace() {
+            return Err(PassReason::NotService.into());
+        }
+        let address = named.address();
+        let address = if address.is_this_host() { F::Address::UNSPECIFIED } else { address };
+        // A socket of IPv6 that has all addresses has those of IPv4, too.
+        let of_ipv4 = ServiceKey::new(Ipv4Be::UNSPECIFIED, port, proto);
+        if is_node_port::<F>(&ServiceKey::new(address, port, proto))
+            || address == F::Address::UNSPECIFIED && is_node_port::<V4>(&of_ipv4)
+        {
+            return Err(DropReason::PortInUse.into());
+        }
+        Err(PassReason::NotService.into())
+    }
+}
+
+#[inline(always)]
+fn is_node_port<F: FamilyMaps>(key: &ServiceKey<F::Address>) -> bool {
+    maps::may_be_served(key.address)
+        && maps::frontend::<F>(key).is_some_and(|frontend| frontend.flags & Frontend::NODE_PORT != 0)
+}
+
+/// The service's address in place of its backend's: what the process asked for is what it is shown.
+#[inline(always)]
+fn show<F: FamilyMaps, N: Named<F::Address>>(named: &N) {
+    let (address, port) = (named.address().to_words(), named.port());
+    let is_from = |it: &Translation| it.family == F::NUMBER && it.backend_port == port && it.backend_address == address;
+    if let Some(connected) = maps::connected(named.context())
+        && is_from(connected)
+    {
+        return come_from(named, connected);
+    }
+    let Some(datagrams) = maps::datagrams(named.context()) else { return };
+    // One backend may be that of two services: then it answers the one that was sent to last.
+    let mut last: Option<&Translation> = None;
+    for known in &datagrams.translations {
+        if known.turn != 0 && is_from(known) && last.is_none_or(|last| known.turn > last.turn) {
+            last = Some(known);
+        }
+    }
+    if let Some(known) = last {
+        come_from(named, known);
+    }
+}
+
+#[inline(always)]
+fn go_to<A: Address, N: Named<A>>(named: &N, address: [u64; 2], port: Port) {
+    named.set_address(A::from_words(address));
+    named.set_port(port);
+}
+
+#[inline(always)]
+fn come_from<A: Address, N: Named<A>>(named: &N, translation: &Translation) {
+    go_to(named, translation.service_address, translation.service_port);
+}
+
+/// The place for a service: its own, or that of the one that was not sent to for longest.
+#[inline(always)]
+fn place(datagrams: &mut Datagrams, address: [u64; 2], port: Port) -> Option<&mut Translation> {
+    let (mut place, mut oldest) = (0, u32::MAX);
+    for (index, known) in datagrams.translations.iter().enumerate() {
+        let is_same = known.service_port == port && known.service_address == address;
+        let turn = if is_same { 0 } else { known.turn };
+        if turn < oldest {
+            (place, oldest) = (index, turn);
+        }
+    }
+    datagrams.translations.get_mut(place & (DATAGRAM_SERVICES - 1))
+}
+
+/// What a call asks for, and in which network namespace, if its sockets are balanced here: as the key of a frontend.
+#[inline(always)]
+fn asked<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(ServiceKey<F::Address>, u64), Verdict> {
+    let proto = named.proto();
+    let address = named.address();
+    let is_here = address.is_this_host();
+    // One entry stands for all of this host's own.
+    let address = if is_here { F::Address::UNSPECIFIED } else { address };
+    if !maps::may_be_served(address) || !(proto == IpProto::TCP || proto == IpProto::UDP) {
+        return Err(PassReason::NotService.into());
+    }
+    let namespace = named.namespace();
+    let is_of_node = namespace == config::node_namespace();
+    // A pod's loopback is its own.
+    if !is_of_node && (is_here || !config::balances_all_sockets()) || is_exempt() {
+        return Err(PassReason::NotService.into());
+    }
+    Ok((ServiceKey::new(address, named.port(), proto), namespace))
+}
+
+/// Whether the process is in a control group whose sockets are left alone.
+#[inline(always)]
+fn is_exempt() -> bool {
+    for level in 0..MAX_LEVELS {
+        if config::may_be_exempt(level) {
+            // SAFETY: The helper takes a number; it gives zero where the process is not so deep.
+            let id = unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) };
+            if maps::is_exempt(id) {
+                return true;
+            }
+        }
+    }
+    false
+}
+
+/// The backend that a call gets.
+struct Chosen {
+    id: u32,
+    backend: &'static Backend,
+}
+
+impl Chosen {
+    /// Notes what the call named, and what it got in its place: field by field, in the map's memory.
+    #[inline(always)]
+    fn note<F: FamilyMaps, N: Named<F::Address>>(&self, named: &N, translation: &mut Translation, now: Tick) {
+        // What the process named, and not the entry that stands for it.
+        translation.service_address = named.address().to_words();
+        translation.service_port = named.port();
+        translation.backend_address = self.backend.address;
+        translation.backend_port = self.backend.port;
+        translation.backend = self.id;
+        translation.generation = self.backend.generation;
+        translation.last_used = now.0;
+        translation.family = F::NUMBER;
+    }
+}
+
+/// The backend that the call gets. Clients on the node are in the cluster: source ranges are not for them, and for external
+/// addresses the policy is Cluster.
+#[inline(always)]
+fn choose<F: FamilyMaps, N: Named<F::Address>>(
+    named: &N,
+    key: &ServiceKey<F::Address>,
+    namespace: u64,
+    now: Tick,
+) -> Result<Chosen, Verdict> {
+    let Some(frontend) = maps::frontend::<F>(key) else {
+        return Err(match maps::vip::<F>(key.address) {
+            Some(flags) if flags & VipKey::REFUSES != 0 => AnswerReason::WrongPort.into(),
+            _ => PassReason::NotService.into(),
+        });
+    };
+    let choice = select::choice(frontend, true)?;
+    // The address and port that it will send from are not known yet: its namespace and the socket stand for them.
+    let client = F::Address::of_namespace(namespace);
+    let port = Port::from_host(named.cookie() as u16);
+    let flow = FlowKey::new(client, key.address, (port, key.port), key.proto);
+    let id = select::backend(choice, &flow, now)?;
+    let backend = maps::backend(id).ok_or(DropReason::MapMissing)?;
+    maps::count_flow(id);
+    Ok(Chosen { id, backend })
+}
+
+#[inline(always)]
+fn now() -> Tick {
+    // SAFETY: The helper takes nothing and always succeeds.
+    Tick::from_ns(unsafe { bpf_ktime_get_coarse_ns() })
+}

@@ -1,0 +1,175 @@
+//! The agent's part in socket-level balancing: where its programs are attached, whose sockets are left alone, and which are ended.
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use tracing::{error, info, warn};
+
+use super::{Agent, Options, describe};
+use crate::{
+    admin::report::SocketsReport,
+    cgroup::{self, CgroupError, Root},
+    dataplane::{
+        DataplaneError,
+        kernel::{ControlGroup, Ended, Kernel, SocketHook, SocketMode, SocketSettings},
+    },
+    sockets::{self, Ender},
+};
+
+/// What the operator says about sockets.
+#[derive(Clone, Debug)]
+pub struct SocketOptions {
+    /// Of which network namespaces they are balanced.
+    pub mode: SocketMode,
+    /// Which are ended when they lose their backend.
+    pub ended: Ended,
+    /// Below which control group; `None`: below the root of all.
+    pub cgroup: Option<PathBuf>,
+    /// The control groups whose sockets are left alone, by their names from the root on.
+    pub exempt: Vec<PathBuf>,
+}
+
+/// What there is of socket-level balancing.
+#[derive(Default)]
+pub(super) struct Sockets {
+    /// The control group that the programs are attached to.
+    group: Option<String>,
+    /// Where others are looked for.
+    root: Option<Root>,
+    /// Why there is none.
+    failure: Option<String>,
+    ender: Option<Ender>,
+    /// How many backends were gone when their sockets were last ended.
+    gone: u64,
+    /// The exempt control groups that are there now, by their ids.
+    exempt: BTreeSet<u64>,
+}
+
+impl SocketOptions {
+    /// What the programs are told.
+    pub(super) fn settings(&self) -> SocketSettings {
+        let level = |name: &PathBuf| 1_u64.checked_shl(cgroup::level(name) as u32).unwrap_or_default();
+        SocketSettings {
+            mode: self.mode,
+            ended: self.ended,
+            ends_all: self.ended != Ended::None && sockets::reaches_all(),
+            exempt_levels: self.exempt.iter().map(level).fold(0, |levels, level| levels | level),
+        }
+    }
+
+    /// The control group to attach to.
+    fn group(&self, root: &Result<Root, CgroupError>) -> Result<ControlGroup, String> {
+        let (path, name) = match (&self.cgroup, root) {
+            (Some(group), _) => {
+                cgroup::check(group).map_err(|error| describe(&error))?;
+                (group.as_path(), group.display().to_string())
+            }
+            (None, Ok(root)) => (root.directory(), root.name()),
+            (None, Err(error)) => return Err(describe(error)),
+        };
+        ControlGroup::open(path, name).map_err(|error| format!("{} can't be opened: {error}", path.display()))
+    }
+}
+
+impl Agent {
+    /// Attaches to the hooks of sockets. Where that can't be, packets are balanced all the same.
+    pub(super) fn attach_sockets(&mut self) -> Sockets {
+        let mut sockets = Sockets::default();
+        let Options { sockets: options, settings, .. } = &self.options;
+        let mode = options.mode;
+        if mode == SocketMode::Off {
+            return sockets;
+        }
+        let root = Root::find();
+        let group = match options.group(&root) {
+            Ok(group) => group,
+            Err(error) => {
+                warn!(
+                    error,
+                    "sockets are not balanced: processes of this node reach no services; pods do, at pod-facing devices; \
+                     --socket-lb off says that this is meant"
+                );
+                sockets.failure = Some(error);
+                return sockets;
+            }
+        };
+        sockets.root = root.ok();
+        if mode == SocketMode::On && options.ended != Ended::None && !settings.sockets.ends_all {
+            warn!(
+                "connected UDP sockets of pods are not balanced as sockets, but packet by packet: to end them when their backend is gone \
+                 wharf has to enter their network namespaces, which takes CAP_SYS_ADMIN, CAP_SYS_PTRACE and to see all processes \
+                 (hostPID)"
+            );
+        }
+        let kernel = self.tables.dataplane_mut();
+        if let Some(watched) = kernel.take_watched() {
+            match Ender::start(watched, &settings.sockets) {
+                Ok(ender) => sockets.ender = Some(ender),
+                Err(error) => error!(%error, "sockets that lose their backends are not ended"),
+            }
+        }
+        if let Err(error) = sockets.exempt(&self.options.sockets.exempt, kernel) {
+            error!(error = describe(&error), "the sockets of exempt control groups are balanced as others");
+        }
+        kernel.attach_sockets(&group);
+        for missing in kernel.missing_hooks() {
+            warn!(error = describe(&missing.error), "{} is missing: {}", missing.hook.name(), missing.hook.cost());
+        }
+        info!(
+            "attached to {} of {} hooks of sockets at {} ({})",
+            kernel.attached_hooks(),
+            SocketHook::ALL.len(),
+            group.name(),
+            mode.name()
+        );
+        sockets.group = Some(group.name().to_owned());
+        sockets
+    }
+
+    /// Has the sockets ended that are connected to backends that are gone, if any more are.
+    pub(super) fn end_sockets(&mut self) {
+        let Some(sockets) = &mut self.sockets else { return };
+        let gone = self.tables.gone();
+        if std::mem::replace(&mut sockets.gone, gone) != gone
+            && let Some(ender) = &sockets.ender
+        {
+            ender.look();
+        }
+    }
+
+    /// Control groups come and go: looks which of the exempt ones are there.
+    pub(super) fn exempt_sockets(&mut self) {
+        let Some(sockets) = &mut self.sockets else { return };
+        if let Err(error) = sockets.exempt(&self.options.sockets.exempt, self.tables.dataplane_mut()) {
+            error!(error = describe(&error), "the sockets of exempt control groups are balanced as others");
+        }
+    }
+
+    pub(super) fn sockets_report(&self) -> SocketsReport {
+        let kernel = self.tables.dataplane();
+        let sockets = self.sockets.as_ref();
+        let missing = kernel
+            .missing_hooks()
+            .iter()
+            .filter(|_| sockets.is_some_and(|it| it.group.is_some()))
+            .map(|it| format!("{}: {}", it.hook.name(), it.hook.cost()));
+        SocketsReport {
+            mode: self.options.sockets.mode.name().to_owned(),
+            cgroup: sockets.and_then(|it| it.group.clone()),
+            attached: kernel.attached_hooks(),
+            missing: sockets.and_then(|it| it.failure.clone()).into_iter().chain(missing).collect(),
+            ended: sockets.and_then(|it| it.ender.as_ref()).map_or(0, Ender::ended),
+        }
+    }
+}
+
+impl Sockets {
+    fn exempt(&mut self, names: &[PathBuf], kernel: &mut Kernel) -> Result<(), DataplaneError> {
+        let root = self.root.as_ref();
+        let ids: BTreeSet<_> = names.iter().filter_map(|name| root?.id(name)).collect();
+        if ids != self.exempt || ids.is_empty() {
+            kernel.set_exempt(&ids)?;
+        }
+        self.exempt = ids;
+        Ok(())
+    }
+}

@@ -1,0 +1,164 @@
+//! The kernel's list of sockets, and their end: `NETLINK_SOCK_DIAG` (`man 7 sock_diag`).
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use rtnetlink::{
+    packet_core::{
+        DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+        NetlinkPayload, NetlinkSerializable,
+    },
+    sys::{Socket, SocketAddr as NetlinkAddress, protocols::NETLINK_SOCK_DIAG},
+};
+
+use crate::model::Protocol;
+
+/// A socket that is connected.
+#[derive(Clone, Debug)]
+pub(super) struct Connection {
+    family: u8,
+    protocol: u8,
+    /// `struct inet_diag_sockid`: by what the kernel knows it.
+    id: [u8; ID],
+}
+
+/// Bytes of `struct inet_diag_sockid` (`include/uapi/linux/inet_diag.h`): two ports, two addresses, interface, cookie.
+const ID: usize = 48;
+/// Bytes of `struct inet_diag_req_v2`: family, protocol, extensions, a pad, states, id.
+const REQUEST: usize = 8 + ID;
+/// The bit of `TCP_ESTABLISHED`, which connected sockets of UDP are in, too.
+const CONNECTED: u32 = 1 << 1;
+/// `TCP_SYN_SENT`.
+const CONNECTING: u32 = 1 << 2;
+
+/// A conversation with the kernel about the sockets of one network namespace: that of the thread that begins it.
+pub(super) struct SockDiag {
+    socket: Socket,
+}
+
+impl SockDiag {
+    pub(super) fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+        socket.bind_auto()?;
+        socket.connect(&NetlinkAddress::new(0, 0))?;
+        Ok(Self { socket })
+    }
+
+    /// The connected sockets of a protocol.
+    pub(super) fn connections(&self, is_ipv6: bool, protocol: Protocol) -> io::Result<Vec<Connection>> {
+        let family = if is_ipv6 { libc::AF_INET6 } else { libc::AF_INET } as u8;
+        let request = Request { kind: Kind::List, family, protocol: protocol.number().0 as u8, id: [0; ID] };
+        let mut connections = Vec::new();
+        self.ask(request, NLM_F_DUMP, |connection| connections.push(connection))?;
+        Ok(connections)
+    }
+
+    /// Ends a socket: whatever its process does with it next fails (`ECONNABORTED`).
+    pub(super) fn destroy(&self, connection: &Connection) -> io::Result<()> {
+        let Connection { family, protocol, id, .. } = *connection;
+        self.ask(Request { kind: Kind::Destroy, family, protocol, id }, NLM_F_ACK, |_| {})
+    }
+
+    fn ask(&self, request: Request, flags: u16, mut each: impl FnMut(Connection)) -> io::Result<()> {
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        let protocol = request.protocol;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(Message::Request(request)));
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+        loop {
+            let (answer, _) = self.socket.recv_from_full()?;
+            let mut rest = &answer[..];
+            while !rest.is_empty() {
+                let message = NetlinkMessage::<Message>::deserialize(rest).map_err(io::Error::other)?;
+                rest = rest.get((message.header.length as usize).next_multiple_of(4)..).unwrap_or_default();
+                match message.payload {
+                    NetlinkPayload::InnerMessage(Message::Connection(connection)) => {
+                        each(Connection { protocol, ..connection });
+                    }
+                    NetlinkPayload::Done(_) => return Ok(()),
+                    NetlinkPayload::Error(error) if error.code.is_none() => return Ok(()),
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+impl Connection {
+    /// The number that the kernel gives to this socket and to no other: its halves come in this order.
+    pub(super) fn cookie(&self) -> u64 {
+        let half = |from: usize| {
+            let bytes = self.id.get(from..from + 4).and_then(|bytes| bytes.try_into().ok());
+            u64::from(bytes.map_or(0, u32::from_ne_bytes))
+        };
+        half(40) | half(44) << 32
+    }
+
+    /// Whom it is connected to.
+    pub(super) fn peer(&self) -> Option<SocketAddr> {
+        let port = u16::from_be_bytes(self.id.get(2..4)?.try_into().ok()?);
+        let address: IpAddr = if i32::from(self.family) == libc::AF_INET6 {
+            // IPv4 addresses have the form that is mapped into IPv6.
+            Ipv6Addr::from(<[u8; 16]>::try_from(self.id.get(20..36)?).ok()?).to_canonical()
+        } else {
+            Ipv4Addr::from(<[u8; 4]>::try_from(self.id.get(20..24)?).ok()?).into()
+        };
+        Some(SocketAddr::new(address, port))
+    }
+}
+
+enum Message {
+    Request(Request),
+    Connection(Connection),
+}
+
+struct Request {
+    kind: Kind,
+    family: u8,
+    protocol: u8,
+    id: [u8; ID],
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    /// `SOCK_DIAG_BY_FAMILY`.
+    List = 20,
+    /// `SOCK_DESTROY`.
+    Destroy = 21,
+}
+
+impl NetlinkSerializable for Message {
+    fn message_type(&self) -> u16 {
+        match self {
+            Self::Request(request) => request.kind as u16,
+            Self::Connection(_) => Kind::List as u16,
+        }
+    }
+
+    fn buffer_len(&self) -> usize {
+        REQUEST
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        let Self::Request(Request { family, protocol, id, .. }) = self else { return };
+        let states = (CONNECTED | CONNECTING).to_ne_bytes();
+        buffer.copy_from_slice(&[&[*family, *protocol, 0, 0], &states[..], id].concat());
+    }
+}
+
+impl NetlinkDeserializable for Message {
+    type Error = DecodeError;
+
+    fn deserialize(_header: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
+        let short = || DecodeError::buffer_too_small(payload.len(), 4 + ID);
+        let id = payload.get(4..4 + ID).and_then(|id| id.try_into().ok()).ok_or_else(short)?;
+        let family = payload.first().copied().ok_or_else(short)?;
+        Ok(Self::Connection(Connection { family, protocol: 0, id }))
+    }
+}

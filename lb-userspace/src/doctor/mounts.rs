@@ -88,8 +88,8 @@ fn cgroup2(mounts: &[Mount]) -> Check {
         None => Check::note(
             "cgroup2",
             "no cgroup v2 hierarchy is mounted",
-            "nothing for now; balancing what this machine's own processes connect to will need \
-             mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified",
+            "nothing if wharf run is to run as root, which finds it all the same; else mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified, \
+             or processes of this machine do not reach services",
         ),
     }
 }

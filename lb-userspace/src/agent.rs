@@ -434,6 +434,7 @@ impl Agent {
 
     fn apply(&mut self, loaded: &Loaded) {
         loaded.warnings.iter().for_each(|warning| warn!("{warning}"));
+        self.metrics.note_changes(&loaded.changes);
         self.refused = None;
         self.know_node(&loaded.node);
         if let Err(error) = self.put_in_force(&loaded.desired) {
@@ -627,7 +628,10 @@ impl Agent {
             Request::Status => Response::Status(Box::new(self.status()?)),
             Request::Services => Response::Services(self.service_reports()),
             Request::Backends => Response::Backends(self.backend_reports()),
-            Request::Metrics => Response::Metrics(self.metrics.text(&self.status()?)),
+            Request::Metrics => {
+                let decision = self.in_force.clone().unwrap_or_default();
+                Response::Metrics(self.metrics.text(&self.status()?, &decision))
+            }
             Request::Health => Response::Health(self.health()),
             Request::ServiceHealth { port } => self.service_health(port).map_or_else(
                 || Response::Error(format!("no service has its health told on port {port}")),

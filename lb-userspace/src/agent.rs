@@ -1,5 +1,6 @@
 //! The agent: one task that owns the state, driven by events.
 
+mod beside;
 mod interfaces;
 
 use std::{
@@ -33,6 +34,7 @@ use crate::{
         kernel::{self, Kernel, Pins, PinsError, Settings, XdpMode},
         tables::{Drift, Tables},
     },
+    doctor,
     model::{Desired, Endpoint, Service, ServiceName, TrafficPolicy},
     network::{Change, Network, NetworkError, Roles},
     observe::{
@@ -119,6 +121,8 @@ enum Event {
     Collect,
     /// It is time to compare the maps with what they should say.
     Audit,
+    /// Other processes are kube-proxy than before.
+    KubeProxies(Vec<u32>),
     /// Somebody asks.
     Query(Query),
     /// The services file is to be read again.
@@ -136,18 +140,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let (query_sender, mut queries) = mpsc::channel(16);
     // First, so that a second agent ends before it touches anything.
     let server = Server::bind(&options.admin).await?;
-    let is_there = match &options.source {
-        Source::File(path) => {
-            let node = options.roles.node_name.clone();
-            tokio::spawn(file::watch(path.clone(), node, reload_receiver, update_sender));
-            true
-        }
-        // It may be out of reach for hours, in which what a former agent left is as good as it was.
-        Source::Kubernetes(connection) => {
-            tokio::spawn(kubernetes::watch(connection.clone(), update_sender));
-            false
-        }
-    };
+    let is_there = follow_source(&options, reload_receiver, update_sender);
     let pins = take_pins(&options.bpffs, &mut signals).await?;
     let Some(pins) = pins else { return Ok(()) };
     let are_new = pins.are_new();
@@ -167,6 +160,10 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     servers.spawn(http::serve_metrics(metrics, query_sender.clone()));
     servers.spawn(http::serve_health(health, query_sender.clone()));
     let mut health_checks = HealthChecks::new(query_sender.clone());
+    let (found, mut kube_proxies) = mpsc::channel(1);
+    if matches!(agent.options.source, Source::Kubernetes(_)) {
+        servers.spawn(beside::watch(found));
+    }
     servers.spawn(server.serve(query_sender));
     supervisor::ready(&agent.summary());
     let mut ticks = tokio::time::interval(TICK);
@@ -176,6 +173,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             update = updates.recv() => Event::Services(update.ok_or(AgentError::SourceEnded)?),
             change = agent.network.change() => Event::Network(change),
             Some(query) = queries.recv() => Event::Query(query),
+            Some(ids) = kube_proxies.recv() => Event::KubeProxies(ids),
             event = signals.next() => event,
             () = sleep_until(agent.look_at) => Event::Look,
             () = sleep_until(agent.attach_at) => Event::AttachPods,
@@ -201,6 +199,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             }
             Event::Collect => agent.collect(),
             Event::Audit => agent.audit(),
+            Event::KubeProxies(ids) => agent.note_kube_proxies(ids),
             // Whoever asked may have gone; that is theirs.
             Event::Query(query) => drop(query.reply.send(agent.answer(query.request))),
             Event::Reload => {
@@ -230,6 +229,22 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     // The admin socket is removed when its server is dropped with its task.
     servers.shutdown().await;
     Ok(result?)
+}
+
+/// Begins to follow the source; whether that is there, and is to be waited for.
+fn follow_source(options: &Options, reload: mpsc::Receiver<()>, updates: mpsc::Sender<Update>) -> bool {
+    match &options.source {
+        Source::File(path) => {
+            let node = options.roles.node_name.clone();
+            tokio::spawn(file::watch(path.clone(), node, reload, updates));
+            true
+        }
+        // It may be out of reach for hours, in which what a former agent left is as good as it was.
+        Source::Kubernetes(connection) => {
+            tokio::spawn(kubernetes::watch(connection.clone(), updates));
+            false
+        }
+    }
 }
 
 impl Options {
@@ -329,6 +344,8 @@ struct Agent {
     /// Pod-facing devices that can't be attached to, by number.
     refused_pods: HashSet<u32>,
     sysctls: Sysctls,
+    /// The processes that are kube-proxy, where that would serve the same services.
+    kube_proxies: Vec<u32>,
 }
 
 impl Agent {
@@ -385,6 +402,7 @@ impl Agent {
             refused_pods: HashSet::new(),
             is_unpinned: false,
             sysctls,
+            kube_proxies: Vec::new(),
             options,
         };
         if let Some(error) = refused {
@@ -606,6 +624,16 @@ impl Agent {
         self.network.confirm_neighbours(|interface| addresses.contains_key(&interface)).await;
     }
 
+    fn note_kube_proxies(&mut self, ids: Vec<u32>) {
+        if ids.is_empty() {
+            info!("kube-proxy does not run here any more");
+        } else {
+            let (found, remedy) = doctor::where_kube_proxy_runs(&ids);
+            warn!("{found}; {remedy}");
+        }
+        self.kube_proxies = ids;
+    }
+
     /// Goes on with the garbage collection.
     fn collect(&mut self) {
         let (budget, pause) = COLLECTION_STEP;
@@ -685,6 +713,7 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
+            kube_proxies: self.kube_proxies.clone(),
             unpinned: kernel.unpinned().map(|error| describe(error)),
             interfaces: self.interfaces(),
             pod_interfaces: self.pod_interfaces(),

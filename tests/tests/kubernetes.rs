@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{IpAddr, Ipv4Addr},
+    os::unix::fs::symlink,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -335,6 +336,29 @@ fn metrics_tell_of_changes_and_of_what_has_no_endpoint_here() {
     for of in ["service", "endpoint"] {
         assert_eq!(metric(&format!("sync_proxy_rules_{of}_changes_pending")), Some(0.0));
     }
+    agent.stop();
+}
+
+#[test]
+fn a_kube_proxy_beside_the_agent_is_told_until_it_goes() {
+    let world = World::new();
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("kube-proxy");
+    symlink("/bin/sleep", &program).unwrap();
+    let mut kube_proxy = world.lab.lb().namespace().command(&program).arg("300").spawn().unwrap();
+    let agent = world.agent();
+    // Others on this machine may have such tests as well.
+    let is_told = || agent.status()["kubeProxies"].as_array().unwrap().contains(&kube_proxy.id().into());
+    eventually("it is told", is_told);
+    let log = agent.log();
+    let line = log.lines().find(|line| line.contains("kube-proxy runs (process ")).unwrap();
+    assert!(line.contains("WARN") && line.contains(&kube_proxy.id().to_string()), "{line}");
+    let metrics = world.http("http://127.0.0.1:10249/metrics").unwrap();
+    assert!(metrics.metric("wharf_kube_proxies").is_some_and(|processes| processes >= 1.0));
+    kube_proxy.kill().and_then(|()| kube_proxy.wait()).unwrap();
+    let is_over =
+        || (!agent.status()["kubeProxies"].as_array().unwrap().contains(&kube_proxy.id().into())).then_some(());
+    assert!(poll(Duration::from_secs(60), is_over).is_some(), "{}", agent.status());
     agent.stop();
 }
 

@@ -164,6 +164,8 @@ fn register(wharf: &mut Registry, status: &StatusReport) {
     gauge(wharf, "services", "Services in force: ports of one protocol in one IP family", status.services);
     let is_refused = status.services_error.is_some();
     gauge(wharf, "services_refused", "1 while what the source says is not in force; see status", is_refused);
+    let rivals = status.kube_proxies.len() as u64;
+    gauge(wharf, "kube_proxies", "Processes of kube-proxy beside the agent, where both would serve a cluster", rivals);
     gauge(wharf, "unpinned", "1 while traffic would end with the agent", status.unpinned.is_some());
     let used = tables.iter().map(|it| ([("table", &*it.name)], it.used));
     family(wharf, "table_entries", "Entries in use; of flows, when they were last gone through", used, Level::set);

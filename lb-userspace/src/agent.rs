@@ -1,5 +1,6 @@
 //! The agent: one task that owns the state, driven by events.
 
+mod beside;
 mod interfaces;
 mod sockets;
 
@@ -36,6 +37,7 @@ use crate::{
         kernel::{self, Kernel, Pins, PinsError, Settings, XdpMode},
         tables::{Drift, Tables},
     },
+    doctor,
     model::{Desired, Endpoint, Service, ServiceName, TrafficPolicy},
     network::{Change, Network, NetworkError, Roles, name_of},
     observe::{
@@ -124,6 +126,8 @@ enum Event {
     Collect,
     /// It is time to compare the maps with what they should say.
     Audit,
+    /// Other processes are kube-proxy than before.
+    KubeProxies(Vec<u32>),
     /// Somebody asks.
     Query(Query),
     /// The services file is to be read again.
@@ -141,18 +145,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let (query_sender, mut queries) = mpsc::channel(16);
     // First, so that a second agent ends before it touches anything.
     let server = Server::bind(&options.admin).await?;
-    let is_there = match &options.source {
-        Source::File(path) => {
-            let node = options.roles.node_name.clone();
-            tokio::spawn(file::watch(path.clone(), node, reload_receiver, update_sender));
-            true
-        }
-        // It may be out of reach for hours, in which what a former agent left is as good as it was.
-        Source::Kubernetes(connection) => {
-            tokio::spawn(kubernetes::watch(connection.clone(), update_sender));
-            false
-        }
-    };
+    let is_there = follow_source(&options, reload_receiver, update_sender);
     let pins = take_pins(&options.bpffs, &mut signals).await?;
     let Some(pins) = pins else { return Ok(()) };
     let are_new = pins.are_new();
@@ -172,6 +165,10 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     servers.spawn(http::serve_metrics(metrics, query_sender.clone()));
     servers.spawn(http::serve_health(health, query_sender.clone()));
     let mut health_checks = HealthChecks::new(query_sender.clone());
+    let (found, mut kube_proxies) = mpsc::channel(1);
+    if matches!(agent.options.source, Source::Kubernetes(_)) {
+        servers.spawn(beside::watch(found));
+    }
     servers.spawn(server.serve(query_sender));
     supervisor::ready(&agent.summary());
     let mut ticks = tokio::time::interval(TICK);
@@ -181,6 +178,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             update = updates.recv() => Event::Services(update.ok_or(AgentError::SourceEnded)?),
             change = agent.network.change() => Event::Network(change),
             Some(query) = queries.recv() => Event::Query(query),
+            Some(ids) = kube_proxies.recv() => Event::KubeProxies(ids),
             event = signals.next() => event,
             () = sleep_until(agent.look_at) => Event::Look,
             () = sleep_until(agent.attach_at) => Event::AttachPods,
@@ -207,6 +205,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             }
             Event::Collect => agent.collect(),
             Event::Audit => agent.audit(),
+            Event::KubeProxies(ids) => agent.note_kube_proxies(ids),
             // Whoever asked may have gone; that is theirs.
             Event::Query(query) => drop(query.reply.send(agent.answer(query.request))),
             Event::Reload => {
@@ -236,6 +235,22 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     // The admin socket is removed when its server is dropped with its task.
     servers.shutdown().await;
     Ok(result?)
+}
+
+/// Begins to follow the source; whether that is there, and is to be waited for.
+fn follow_source(options: &Options, reload: mpsc::Receiver<()>, updates: mpsc::Sender<Update>) -> bool {
+    match &options.source {
+        Source::File(path) => {
+            let node = options.roles.node_name.clone();
+            tokio::spawn(file::watch(path.clone(), node, reload, updates));
+            true
+        }
+        // It may be out of reach for hours, in which what a former agent left is as good as it was.
+        Source::Kubernetes(connection) => {
+            tokio::spawn(kubernetes::watch(connection.clone(), updates));
+            false
+        }
+    }
 }
 
 impl Options {
@@ -337,6 +352,8 @@ struct Agent {
     /// Socket-level balancing, once it was begun.
     sockets: Option<Sockets>,
     sysctls: Sysctls,
+    /// The processes that are kube-proxy, where that would serve the same services.
+    kube_proxies: Vec<u32>,
 }
 
 impl Agent {
@@ -395,6 +412,7 @@ impl Agent {
             is_unpinned: false,
             sockets: None,
             sysctls,
+            kube_proxies: Vec::new(),
             options,
         };
         if let Some(error) = refused {
@@ -444,6 +462,7 @@ impl Agent {
 
     fn apply(&mut self, loaded: &Loaded) {
         loaded.warnings.iter().for_each(|warning| warn!("{warning}"));
+        self.metrics.note_changes(&loaded.changes);
         self.refused = None;
         self.know_node(&loaded.node);
         if let Err(error) = self.put_in_force(&loaded.desired) {
@@ -616,6 +635,16 @@ impl Agent {
         self.network.confirm_neighbours(|interface| addresses.contains_key(&interface)).await;
     }
 
+    fn note_kube_proxies(&mut self, ids: Vec<u32>) {
+        if ids.is_empty() {
+            info!("kube-proxy does not run here any more");
+        } else {
+            let (found, remedy) = doctor::where_kube_proxy_runs(&ids);
+            warn!("{found}; {remedy}");
+        }
+        self.kube_proxies = ids;
+    }
+
     /// Goes on with the garbage collection.
     fn collect(&mut self) {
         let (budget, pause) = COLLECTION_STEP;
@@ -638,7 +667,10 @@ impl Agent {
             Request::Status => Response::Status(Box::new(self.status()?)),
             Request::Services => Response::Services(self.service_reports()),
             Request::Backends => Response::Backends(self.backend_reports()),
-            Request::Metrics => Response::Metrics(self.metrics.text(&self.status()?)),
+            Request::Metrics => {
+                let decision = self.in_force.clone().unwrap_or_default();
+                Response::Metrics(self.metrics.text(&self.status()?, &decision))
+            }
             Request::Health => Response::Health(self.health()),
             Request::ServiceHealth { port } => self.service_health(port).map_or_else(
                 || Response::Error(format!("no service has its health told on port {port}")),
@@ -692,6 +724,7 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
+            kube_proxies: self.kube_proxies.clone(),
             unpinned: kernel.unpinned().map(|error| describe(error)),
             interfaces: self.interfaces(),
             pod_interfaces: self.pod_interfaces(),

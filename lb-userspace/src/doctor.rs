@@ -16,6 +16,7 @@ use std::{fmt, ops::RangeInclusive, path::PathBuf};
 use glob::Pattern;
 use serde::Serialize;
 
+pub(crate) use self::conflicts::{kube_proxies, where_kube_proxy_runs};
 use crate::{
     dataplane::kernel::XdpMode,
     network::{NetworkError, Roles, survey::Survey},

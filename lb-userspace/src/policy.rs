@@ -64,6 +64,15 @@ pub struct Decision {
     decided: Arc<Decided>,
 }
 
+/// Whose traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clients {
+    /// That of clients that send to cluster IPs.
+    Inside,
+    /// That of all others.
+    Outside,
+}
+
 /// How a service is served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Serving {
@@ -127,9 +136,28 @@ impl Decision {
     pub fn decided(&self) -> &Arc<Decided> {
         &self.decided
     }
+
+    /// How many services of a family have endpoints, but none on this node, although their clients inside of the cluster, or
+    /// those outside of it, get no others.
+    pub fn without_local(&self, family: IpFamily, clients: Clients) -> usize {
+        let wanted = match clients {
+            Clients::Inside => abi::Frontend::LOCAL_POLICY,
+            Clients::Outside => abi::Frontend::LOCAL_POLICY | abi::Frontend::EXTERNAL,
+        };
+        let is_wanted = |flags| flags & (abi::Frontend::LOCAL_POLICY | abi::Frontend::EXTERNAL) == wanted;
+        let services = self.desired.services().iter().filter(|(name, _)| name.family == family);
+        let local = services.filter(|(_, service)| all_flags(service).any(is_wanted));
+        let lacks = |serving: &Arc<Serving>| serving.has_cluster() && !serving.has_local();
+        local.filter(|(name, _)| self.decided.services.get(*name).is_some_and(lacks)).count()
+    }
 }
 
 impl Serving {
+    /// Whether any backend takes new flows by policy Cluster.
+    fn has_cluster(&self) -> bool {
+        self.backends.iter().any(|(_, backend)| backend.in_cluster)
+    }
+
     /// Whether any backend takes new flows by policy Local.
     pub fn has_local(&self) -> bool {
         self.backends.iter().any(|(_, backend)| backend.in_local)
@@ -183,16 +211,17 @@ fn addresses(name: &ServiceName, service: &Service, node: &Node) -> impl Iterato
 
 /// The ranges of clients that a service lets in, where it asks for that.
 fn sources(name: &ServiceName, service: &Service) -> impl Iterator<Item = (ServiceName, IpNet)> {
-    let is_checked = all_flags(service) & abi::Frontend::SOURCE_RANGES != 0;
+    let is_checked = all_flags(service).any(|flags| flags & abi::Frontend::SOURCE_RANGES != 0);
     let ranges = service.source_ranges.iter().filter(move |_| is_checked);
     ranges.filter(|range| IpFamily::of(range.addr()) == name.family).map(|&range| (name.clone(), range))
 }
 
 fn serving(service: &Service, node: &Node) -> Serving {
+    let has_local_policy = all_flags(service).any(|flags| flags & abi::Frontend::LOCAL_POLICY != 0);
     Serving {
         algorithm: service.algorithm,
         affinity: service.affinity,
-        backends: backends(service, node, all_flags(service) & abi::Frontend::LOCAL_POLICY != 0),
+        backends: backends(service, node, has_local_policy),
     }
 }
 
@@ -229,10 +258,10 @@ fn frontend_flags(service: &Service, kind: Option<FrontendKind>) -> u32 {
     external | local | node_port | if is_checked { abi::Frontend::SOURCE_RANGES } else { 0 }
 }
 
-/// What holds for any frontend of a service, its node port among them.
-fn all_flags(service: &Service) -> u32 {
+/// What the kernel has to know of each frontend of a service, its node port among them.
+fn all_flags(service: &Service) -> impl Iterator<Item = u32> {
     let kinds = service.frontends.values().map(|&kind| Some(kind)).chain(service.node_port.map(|_| None));
-    kinds.fold(0, |all, kind| all | frontend_flags(service, kind))
+    kinds.map(|kind| frontend_flags(service, kind))
 }
 
 /// Every endpoint of a service with the sets that it is in.

@@ -3,13 +3,13 @@ pub mod file;
 pub mod kubernetes;
 mod text;
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{fmt, path::PathBuf, sync::Arc, time::SystemTime};
 
 use self::{
     file::FileError,
     kubernetes::{Connection, KubernetesError},
 };
-use crate::model::Desired;
+use crate::model::{Desired, IpFamily};
 
 /// One source.
 #[derive(Clone, Debug)]
@@ -32,6 +32,19 @@ pub struct Loaded {
     pub node: NodeObject,
     /// What is allowed, but hardly meant: one line each, with its place.
     pub warnings: Vec<String>,
+    /// What has changed since it was told last, of a source that tells of changes.
+    pub changes: Changes,
+}
+
+/// Changes of a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// How many there were of Services.
+    pub services: u64,
+    /// How many there were of `EndpointSlices`.
+    pub slices: u64,
+    /// When those of `EndpointSlices` have begun: with a pod that became ready, for one. Not all say so.
+    pub begun: Vec<(IpFamily, SystemTime)>,
 }
 
 /// What a source knows of this node.

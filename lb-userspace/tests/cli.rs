@@ -232,6 +232,7 @@ fn answer(request: Request) -> Response {
             version: "1.2.3".to_owned(),
             pid: 42,
             uptime_seconds: 7_500,
+            kube_proxies: vec![7, 8],
             unpinned: None,
             interfaces: vec![interface("eth0", "native", None), interface("eth1", "off", Some("the driver has none"))],
             pod_interfaces: PodInterfacesReport {
@@ -287,6 +288,7 @@ services: /etc/wharf/services.yaml, applied 1m 15s ago
 services error: not all that the source says is in force
   s.yaml:1:1: x
   s.yaml:2:1: y
+kube-proxy runs (process 7, 8): where wharf serves the same services, both translate; take its DaemonSet or unit away, then kube-proxy --cleanup on this machine
 
 INTERFACE   XDP      TC    SOURCE ADDRESSES
 eth0        native   tcx   192.0.2.1

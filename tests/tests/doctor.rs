@@ -209,8 +209,10 @@ fn a_kube_proxy_that_runs_is_found() {
     let namespace = NetNs::new("doctor");
     let mut kube_proxy = namespace.command(&path).arg("60").spawn().expect("sleep is there");
     let checks = doctor(&namespace, &[]);
+    let elsewhere = doctor(&NetNs::new("another"), &[]);
     kube_proxy.kill().and_then(|()| kube_proxy.wait()).expect("it is our child");
     says(&checks, ["kube-proxy", "", "warning", &format!("process {}", kube_proxy.id())]);
+    says(&elsewhere, ["kube-proxy", "", "ok", "no kube-proxy runs"]);
     says(&checks, ["ipvs", "", "ok", "no virtual services"]);
     says(&checks, ["interface", "", "problem", "no interface but loopback is up"]);
 }

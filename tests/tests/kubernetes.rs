@@ -5,7 +5,8 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{IpAddr, Ipv4Addr},
-    time::{Duration, Instant},
+    os::unix::fs::symlink,
+    time::{Duration, Instant, SystemTime},
 };
 
 use serde_json::{Value, json};
@@ -304,6 +305,60 @@ fn load_balancers_are_told_whether_this_node_has_endpoints() {
     world.server.compact();
     world.server.break_streams();
     eventually("it is told", || agent.log().contains("the cluster has no node of the name here"));
+    agent.stop();
+}
+
+#[test]
+fn metrics_tell_of_changes_and_of_what_has_no_endpoint_here() {
+    let world = World::new();
+    let agent = world.agent();
+    let metric =
+        |name: &str| world.http("http://127.0.0.1:10249/metrics").unwrap().metric(&format!("kubeproxy_{name}"));
+    let expect = |name: &str, value| eventually(name, || metric(name) == Some(value));
+    let programmed = "network_programming_duration_seconds_count{ip_family=\"IPv4\"}";
+    let without =
+        |policy| format!("sync_proxy_rules_no_local_endpoints_total{{ip_family=\"IPv4\",traffic_policy=\"{policy}\"}}");
+    world.server.apply(web().set("spec.internalTrafficPolicy", json!("Local")));
+    expect("sync_proxy_rules_service_changes_total", 1.0);
+    let slice = |begun: SystemTime| {
+        let begun = humantime::format_rfc3339_nanos(begun).to_string();
+        let slice = slice("default", "web-v4").of("web").port("http", TARGET_PORT);
+        slice.annotation("endpoints.kubernetes.io/last-change-trigger-time", &begun)
+    };
+    // What has begun before the agent was there does not count.
+    world.server.apply(slice(SystemTime::UNIX_EPOCH).endpoint("10.9.0.1").on("here"));
+    expect("sync_proxy_rules_endpoint_changes_total", 1.0);
+    assert_eq!((metric(programmed), metric(&without("internal"))), (Some(0.0), Some(0.0)));
+    world.server.apply(slice(SystemTime::now()).endpoint("10.9.0.1").on("there"));
+    expect(programmed, 1.0);
+    assert!(metric("network_programming_duration_seconds_sum{ip_family=\"IPv4\"}").is_some_and(|sum| sum < 10.0));
+    assert_eq!((metric(&without("internal")), metric(&without("external"))), (Some(1.0), Some(0.0)));
+    for of in ["service", "endpoint"] {
+        assert_eq!(metric(&format!("sync_proxy_rules_{of}_changes_pending")), Some(0.0));
+    }
+    agent.stop();
+}
+
+#[test]
+fn a_kube_proxy_beside_the_agent_is_told_until_it_goes() {
+    let world = World::new();
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("kube-proxy");
+    symlink("/bin/sleep", &program).unwrap();
+    let mut kube_proxy = world.lab.lb().namespace().command(&program).arg("300").spawn().unwrap();
+    let agent = world.agent();
+    // Others on this machine may have such tests as well.
+    let is_told = || agent.status()["kubeProxies"].as_array().unwrap().contains(&kube_proxy.id().into());
+    eventually("it is told", is_told);
+    let log = agent.log();
+    let line = log.lines().find(|line| line.contains("kube-proxy runs (process ")).unwrap();
+    assert!(line.contains("WARN") && line.contains(&kube_proxy.id().to_string()), "{line}");
+    let metrics = world.http("http://127.0.0.1:10249/metrics").unwrap();
+    assert!(metrics.metric("wharf_kube_proxies").is_some_and(|processes| processes >= 1.0));
+    kube_proxy.kill().and_then(|()| kube_proxy.wait()).unwrap();
+    let is_over =
+        || (!agent.status()["kubeProxies"].as_array().unwrap().contains(&kube_proxy.id().into())).then_some(());
+    assert!(poll(Duration::from_secs(60), is_over).is_some(), "{}", agent.status());
     agent.stop();
 }
 

@@ -65,6 +65,8 @@ pub struct StatusReport {
     pub pid: u32,
     /// How long the agent has been running, in seconds.
     pub uptime_seconds: u64,
+    /// The processes that are kube-proxy, where that would serve the same services.
+    pub kube_proxies: Vec<u32>,
     /// Why not everything is pinned that is to outlive the agent.
     pub unpinned: Option<String>,
     /// Where the programs are attached.

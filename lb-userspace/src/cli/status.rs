@@ -5,7 +5,10 @@ use std::{net::IpAddr, process::ExitCode};
 use anyhow::bail;
 
 use super::{Asking, table::table};
-use crate::admin::report::{CollectorReport, InterfaceReport, Request, Response, SocketsReport, StatusReport};
+use crate::{
+    admin::report::{CollectorReport, InterfaceReport, Request, Response, SocketsReport, StatusReport},
+    doctor::where_kube_proxy_runs,
+};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -48,6 +51,12 @@ fn head(status: &StatusReport) -> String {
         format!("services error: not all that the source says is in force\n  {}\n", error.replace('\n', "\n  "))
     });
     let unpinned = status.unpinned.as_ref().map_or(String::new(), |why| format!("not everything is pinned: {why}\n"));
+    let rivals = if status.kube_proxies.is_empty() {
+        String::new()
+    } else {
+        let (found, remedy) = where_kube_proxy_runs(&status.kube_proxies);
+        format!("{found}; {remedy}\n")
+    };
     let audit = match status.audit.repaired {
         0 => String::new(),
         entries => format!("{entries} entries of maps that somebody else had changed were put right (see the log)\n"),
@@ -55,7 +64,7 @@ fn head(status: &StatusReport) -> String {
     format!(
         "wharf {version}, process {pid}, running for {running}\n\
          services: {source}, applied {applied} ago\n\
-         {error}{unpinned}{audit}"
+         {error}{rivals}{unpinned}{audit}"
     )
 }
 

@@ -18,16 +18,34 @@ impl Facts {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
             result => result,
         };
-        Self { kube_proxies: processes("kube-proxy"), ipvs: ipvs.map(|text| virtual_services(&text)) }
+        Self { kube_proxies: kube_proxies(), ipvs: ipvs.map(|text| virtual_services(&text)) }
     }
 }
 
-/// The processes that run a program of this name; those that end meanwhile are left out.
+/// The processes that are kube-proxy. One whose network namespace is known to be another serves another node.
+pub(crate) fn kube_proxies() -> io::Result<Vec<u32>> {
+    processes("kube-proxy")
+}
+
+/// What it means that these processes are kube-proxy, and what to do about it.
+pub(crate) fn where_kube_proxy_runs(ids: &[u32]) -> (String, &'static str) {
+    (
+        format!("kube-proxy runs (process {}): where wharf serves the same services, both translate", list(ids)),
+        "take its DaemonSet or unit away, then kube-proxy --cleanup on this machine",
+    )
+}
+
+/// The processes that run a program of this name, but for those that are known to do so in another network namespace; those
+/// that end meanwhile are left out.
 fn processes(program: &str) -> io::Result<Vec<u32>> {
+    let namespace = |folder: &Path| fs::read_link(folder.join("ns/net")).ok();
+    let here = namespace(Path::new("/proc/self"));
     let runs = |folder: &Path| {
         let name = fs::read_to_string(folder.join("comm")).unwrap_or_default();
         let command = fs::read(folder.join("cmdline")).unwrap_or_default();
-        name.trim_end() == program || is_command(&command, program)
+        let is_it = name.trim_end() == program || is_command(&command, program);
+        // Of the processes of others that is told to the privileged alone.
+        is_it && namespace(folder).is_none_or(|there| here.as_ref().is_none_or(|here| there == *here))
     };
     let folders = fs::read_dir("/proc")?.filter_map(|entry| Some(entry.ok()?.path()));
     let ids = folders.filter_map(|folder| Some((folder.file_name()?.to_str()?.parse().ok()?, folder)));
@@ -71,11 +89,10 @@ fn kube_proxy(facts: &Facts) -> Check {
     const NAME: &str = "kube-proxy";
     match &facts.kube_proxies {
         Ok(ids) if ids.is_empty() => Check::ok(NAME, "no kube-proxy runs"),
-        Ok(ids) => Check::warning(
-            NAME,
-            format!("kube-proxy runs (process {}): where wharf serves the same services, both translate", list(ids)),
-            "take its DaemonSet or unit away, then kube-proxy --cleanup on this machine",
-        ),
+        Ok(ids) => {
+            let (found, remedy) = where_kube_proxy_runs(ids);
+            Check::warning(NAME, found, remedy)
+        }
         Err(error) => Check::unknown(NAME, format!("processes can't be listed: {error}"), "mount /proc"),
     }
 }

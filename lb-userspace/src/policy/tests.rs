@@ -152,6 +152,36 @@ fn policy_local_does_not_ask_for_hints() {
     assert_eq!(sets, [(true, true), (false, true), (true, false)]);
 }
 
+/// Kubernetes' `TestNoEndpointsMetric`, in `pkg/proxy/nftables/proxier_test.go`, and more.
+#[test]
+fn services_without_the_local_endpoints_that_they_want_are_counted() {
+    use TrafficPolicy::{Cluster, Local};
+    let [here, there, nowhere] = [[("here", 1, READY)], [("there", 1, READY)], [("there", 1, NOT_READY)]];
+    for (rows, internal, external, expected) in [
+        (&here[..], Local, Local, (0, 0)),
+        (&there, Local, Cluster, (1, 0)),
+        (&there, Cluster, Local, (0, 1)),
+        (&there, Local, Local, (1, 1)),
+        (&there, Cluster, Cluster, (0, 0)),
+        (&nowhere, Local, Local, (0, 0)),
+        (&[], Local, Local, (0, 0)),
+    ] {
+        let web =
+            Service { internal_policy: internal, external_policy: external, node_port: Some(30080), ..service(rows) };
+        let inside_alone = Service { node_port: None, ..web.clone() };
+        let mut desired = Desired::default();
+        desired.add(name("web"), web).unwrap();
+        let count = |desired: &Desired, family| {
+            let decision = Decision::default().next(&Arc::new(desired.clone()), &Arc::new(node()));
+            (decision.without_local(family, Clients::Inside), decision.without_local(family, Clients::Outside))
+        };
+        assert_eq!(count(&desired, IpFamily::V4), expected, "{rows:?}, {internal:?}, {external:?}");
+        assert_eq!(count(&desired, IpFamily::V6), (0, 0));
+        desired.set(name("web"), Arc::new(inside_alone));
+        assert_eq!(count(&desired, IpFamily::V4), (expected.0, 0), "nothing outside leads to it");
+    }
+}
+
 /// One of a few services, which want each other's frontends; `None` for one that goes.
 fn change() -> impl Strategy<Value = (u8, Option<Service>)> {
     let kind =

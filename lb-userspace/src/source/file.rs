@@ -30,7 +30,7 @@ use std::{
 };
 
 pub use self::watch::watch;
-use super::{Loaded, NodeObject, kubernetes};
+use super::{Loaded, kubernetes};
 
 /// Bytes of a file that may be read; a file of 100,000 services has a tenth of it.
 const MAX_BYTES: u64 = 256 << 20;
@@ -68,7 +68,7 @@ pub fn parse(name: &Path, bytes: &[u8], node: Option<&str>) -> Result<Loaded, Fi
     let findings = validate::validate(&wire::decode(text).map_err(wrong)?);
     if findings.mistakes.is_empty() {
         let (desired, warnings) = (Arc::new(findings.desired), findings.warnings.lines(name));
-        Ok(Loaded { desired, node: NodeObject::default(), warnings })
+        Ok(Loaded { desired, warnings, ..Loaded::default() })
     } else {
         Err(FileError::Invalid(findings.mistakes.lines(name)))
     }

@@ -18,7 +18,7 @@ pub use self::{
     cluster::Cluster,
     watch::{Connection, KubernetesError, watch},
 };
-use super::Loaded;
+use super::{Changes, Loaded};
 
 /// An object of a file; what `kubectl get -o yaml` prints.
 #[derive(Debug, Deserialize)]
@@ -47,7 +47,8 @@ pub fn read(objects: Vec<Object>, node_name: Option<&str>) -> Loaded {
     for object in objects {
         add(&mut cluster, object);
     }
-    cluster.loaded()
+    // A file says what there is, and not what has changed.
+    Loaded { changes: Changes::default(), ..cluster.loaded() }
 }
 
 fn add(cluster: &mut Cluster, object: Object) {

@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
     sync::Arc,
+    time::SystemTime,
 };
 
 use k8s_openapi::api::{
@@ -14,8 +15,8 @@ use k8s_openapi::api::{
 
 use super::convert::{self, Draft, ObjectName, Slice};
 use crate::{
-    model::{self, Desired},
-    source::{Loaded, NodeObject},
+    model::{self, Desired, IpFamily},
+    source::{Changes, Loaded, NodeObject},
 };
 
 /// Services, slices, and the node that this is.
@@ -35,6 +36,10 @@ pub struct Cluster {
     /// What was told of each Service that could not be served.
     warnings: BTreeMap<ObjectName, Vec<String>>,
     new_warnings: Vec<String>,
+    /// What has changed since it was told last, but for when that has begun.
+    changes: Changes,
+    /// When changes of the slices of each Service have begun.
+    begun: BTreeMap<ObjectName, Vec<(IpFamily, SystemTime)>>,
 }
 
 impl Cluster {
@@ -55,6 +60,7 @@ impl Cluster {
             self.retract(&name);
             self.services.insert(Arc::clone(&name), drafts);
             self.changed.insert(name);
+            self.changes.services += 1;
         }
     }
 
@@ -72,7 +78,9 @@ impl Cluster {
 
     fn forget_service(&mut self, name: &ObjectName) {
         self.retract(name);
-        self.services.remove(name);
+        if self.services.remove(name).is_some() {
+            self.changes.services += 1;
+        }
         self.warnings.remove(name);
         self.changed.remove(name);
     }
@@ -94,8 +102,12 @@ impl Cluster {
         }
         let of_service = self.slices.entry(Arc::clone(&owner)).or_default();
         if of_service.get(&name) != Some(&slice) {
+            if let Some(time) = convert::begun(object) {
+                self.begun.entry(Arc::clone(&owner)).or_default().push((slice.family, time));
+            }
             of_service.insert(Arc::clone(&name), slice);
             self.changed.insert(Arc::clone(&owner));
+            self.changes.slices += 1;
         }
         self.owners.insert(name, owner);
     }
@@ -120,7 +132,10 @@ impl Cluster {
                 self.slices.remove(&owner);
             }
         }
+        // What has begun before may have been undone by that.
+        self.begun.remove(&owner);
         self.changed.insert(owner);
+        self.changes.slices += 1;
     }
 
     /// A node is there, or has changed. Others than this one are of no concern.
@@ -162,6 +177,10 @@ impl Cluster {
             desired: Arc::new(self.desired.clone()),
             node: self.node.clone(),
             warnings: mem::take(&mut self.new_warnings),
+            changes: Changes {
+                begun: mem::take(&mut self.begun).into_values().flatten().collect(),
+                ..mem::take(&mut self.changes)
+            },
         }
     }
 

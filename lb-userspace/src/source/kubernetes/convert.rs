@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::SystemTime,
 };
 
 use ipnet::IpNet;
@@ -13,6 +14,7 @@ use k8s_openapi::{
         discovery::v1::{self, EndpointConditions, EndpointHints, EndpointSlice},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    jiff::Timestamp,
 };
 
 use crate::{
@@ -34,6 +36,9 @@ const ZONE: &str = "topology.kubernetes.io/zone";
 /// The taint of a node that is about to be removed by the cluster autoscaler.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
+/// The annotation of a slice that says when its last change has begun.
+const BEGUN: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+
 /// An object's namespace and name, as `namespace/name`.
 pub(super) type ObjectName = Arc<str>;
 
@@ -52,7 +57,7 @@ pub(super) struct Draft {
 pub(super) struct Slice {
     /// Whose endpoints it has.
     pub(super) service: ObjectName,
-    family: IpFamily,
+    pub(super) family: IpFamily,
     ports: Vec<(Arc<str>, Protocol, u16)>,
     endpoints: Vec<(IpAddr, Endpoint)>,
 }
@@ -211,6 +216,12 @@ pub(super) fn slice(slice: &EndpointSlice) -> Option<Slice> {
         ports: ports.collect(),
         endpoints: endpoints.collect(),
     })
+}
+
+/// When the last change of a slice has begun, if it says so.
+pub(super) fn begun(slice: &EndpointSlice) -> Option<SystemTime> {
+    let time: Timestamp = slice.metadata.annotations.as_ref()?.get(BEGUN)?.parse().ok()?;
+    Some(time.into())
 }
 
 /// What is not said of an endpoint's conditions is good news.

@@ -1,6 +1,6 @@
 //! From objects to the model: cases of kube-proxy's own tests (Kubernetes, `pkg/proxy/*_test.go`), and some more.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::SystemTime};
 
 use serde_json::{Value, json};
 
@@ -239,6 +239,47 @@ fn a_slice_that_moves_to_another_service_leaves_nothing_behind() {
     let Object::Service(web) = plain() else { panic!("it is a Service") };
     cluster.remove_service(&web);
     assert_eq!(*cluster.loaded().desired, Desired::default());
+}
+
+/// Of Kubernetes' `TestLastChangeTriggerTime`, in `pkg/proxy/endpointschangetracker_test.go`.
+#[test]
+fn changes_are_counted_and_it_is_told_when_they_have_begun() {
+    let mut cluster = Cluster::new(None);
+    let begun = |name: &str, time: &str, endpoint: &str| {
+        let object = slice(name, "IPv4", &http(80), &json!([{ "addresses": [endpoint] }]));
+        let Object::EndpointSlice(mut slice) = object else { panic!("it is a slice") };
+        let annotation = ("endpoints.kubernetes.io/last-change-trigger-time".to_owned(), time.to_owned());
+        slice.metadata.annotations = Some([annotation].into());
+        slice
+    };
+    let told = |cluster: &mut Cluster| {
+        let Changes { services, slices, begun } = cluster.loaded().changes;
+        let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+        assert!(begun.iter().all(|(family, _)| *family == IpFamily::V4));
+        (services, slices, begun.into_iter().map(|(_, time)| seconds(time)).collect::<Vec<_>>())
+    };
+    for _ in 0..2 {
+        // What is the same as before is no change, whatever else is written to it.
+        add(&mut cluster, plain());
+        cluster.set_slice(&begun("a", "1970-01-01T00:00:01.5Z", "10.0.0.1"));
+        cluster.set_slice(&begun("a", "1970-01-01T00:00:02Z", "10.0.0.1"));
+    }
+    assert_eq!(told(&mut cluster), (1, 1, vec![1.5]));
+    assert_eq!(told(&mut cluster), (0, 0, vec![]));
+    cluster.set_slice(&begun("a", "1970-01-01T01:00:03+01:00", "10.0.0.2"));
+    cluster.set_slice(&begun("b", "1970-01-01T00:00:04Z", "10.0.0.3"));
+    cluster.set_slice(&begun("c", "soon", "10.0.0.4"));
+    assert_eq!(told(&mut cluster), (0, 3, vec![3.0, 4.0]));
+    let last = begun("b", "1970-01-01T00:00:05Z", "10.0.0.5");
+    cluster.set_slice(&last);
+    cluster.remove_slice(&last);
+    cluster.remove_slice(&last);
+    assert_eq!(told(&mut cluster), (0, 2, vec![]));
+    let Object::Service(web) = plain() else { panic!("it is a Service") };
+    cluster.remove_service(&web);
+    cluster.remove_service(&web);
+    assert_eq!(told(&mut cluster), (1, 0, vec![]));
+    assert_eq!(wanted(vec![plain()]).changes, Changes::default(), "a file does not tell");
 }
 
 #[test]

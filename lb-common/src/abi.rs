@@ -368,18 +368,30 @@ pub const LAYOUT: u32 = 1;
 /// For how many counters `COUNTERS` has room: more than there are, so that the map outlives an upgrade to more.
 pub const COUNTERS_MAX: usize = 128;
 
-/// How many words of 64 bits `ADDRESS_BITS` has.
-pub const ADDRESS_WORDS: usize = 1 << 14;
+/// How many words of 64 bits `ADDRESS_BITS` has: as many for services as for backends.
+pub const ADDRESS_WORDS: usize = 2 * WORDS_EACH;
+const WORDS_EACH: usize = 1 << 14;
+
+/// Whose address a bit of `ADDRESS_BITS` stands for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Whose {
+    /// A service has it: packets of flows go there.
+    Services,
+    /// A backend has it: packets of flows come from there.
+    Backends,
+}
 
 /// Where the bit of an address, as [`Address::to_words`] gives it, is in `ADDRESS_BITS`: the word's index, and the bit in it.
 #[inline(always)]
-pub const fn address_bit([a, b]: [u64; 2]) -> (u32, u64) {
+pub const fn address_bit([a, b]: [u64; 2], whose: Whose) -> (u32, u64) {
     // In a product with a large odd number the high bits depend on all bits, but addresses in a row would share some
     // without the second one.
     const FACTOR: u64 = 0x9E37_79B9_7F4A_7C15;
-    let product = (a ^ b.rotate_left(32)).wrapping_mul(FACTOR);
+    // So does the first factor keep what IPv6's prefixes and its hosts have in the same places from cancelling each other out.
+    let product = (a.wrapping_mul(FACTOR) ^ b.rotate_left(32)).wrapping_mul(FACTOR);
     let hash = (product ^ product >> 32).wrapping_mul(FACTOR);
-    ((hash >> (u64::BITS - ADDRESS_WORDS.ilog2())) as u32, 1 << (hash >> 32 & 63))
+    let word = (hash >> (u64::BITS - WORDS_EACH.ilog2())) as u32;
+    (whose as u32 * WORDS_EACH as u32 + word, 1 << (hash >> 32 & 63))
 }
 
 /// A range of `TABLE`.
@@ -652,10 +664,18 @@ mod tests {
             bytes[12..].copy_from_slice(&number.to_be_bytes());
             Ipv6Be::from_bytes(bytes).to_words()
         });
-        let bits: std::collections::HashSet<_> = v4.chain(v6).map(address_bit).collect();
+        let both = |words| [Whose::Services, Whose::Backends].map(|whose| address_bit(words, whose));
+        let bits: std::collections::HashSet<_> = v4.chain(v6).flat_map(both).collect();
         assert!(bits.iter().all(|&(word, bit)| (word as usize) < ADDRESS_WORDS && bit.is_power_of_two()));
+        let near = (0..1 << 12).map(|number: u16| {
+            let mut bytes = [0; 16];
+            (bytes[3], bytes[15]) = ((number >> 6) as u8, (number & 63) as u8);
+            Ipv6Be::from_bytes(bytes).to_words()
+        });
+        let of_near: std::collections::HashSet<_> = near.map(|words| address_bit(words, Whose::Backends)).collect();
+        assert!(of_near.len() > 4_000, "{} bits for {} hosts in 64 networks", of_near.len(), 1 << 12);
         // By chance, 1 in 64 would share theirs.
-        assert!(bits.len() > 32_000, "{} bits for {} addresses", bits.len(), 2 * addresses);
+        assert!(bits.len() > 64_000, "{} bits for {} addresses of each", bits.len(), 2 * addresses);
     }
 
     #[test]

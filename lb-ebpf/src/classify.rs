@@ -1,7 +1,7 @@
 //! Whose packet is it: the questions asked of a packet that has no established flow.
 
 use lb_common::{
-    abi::{Frontend, ServiceKey, VipKey},
+    abi::{Frontend, ServiceKey, VipKey, Whose},
     flow::Direction,
     net::Address,
     parse::{Part, Segment},
@@ -14,14 +14,22 @@ use crate::{
     packet::{Hook, Packet},
 };
 
-/// What becomes of a packet that has no established flow. Other traffic than ours ends here, and so by few lookups.
+/// Whether a packet may be of a flow, or open one: its requests go to a service's address, and its replies come from a backend's.
+/// Nearly all other traffic ends here, without a lookup.
+#[inline(always)]
+pub(crate) fn may_be_ours<P: Packet, F: FamilyMaps>(packet: &P, segment: &Segment<F::Address>) -> bool {
+    let is_request = packet.hook() != Hook::EGRESS && maps::may_be(Whose::Services, segment.key.destination);
+    is_request || maps::may_be(Whose::Backends, segment.key.source)
+}
+
+/// What becomes of a packet that has no established flow.
 #[inline(always)]
 pub(crate) fn stranger<P: Packet, F: FamilyMaps>(packet: &P, segment: &Segment<F::Address>) -> Verdict {
     if maps::flow(F::pending(), &segment.key).is_some() {
         return Stage::Pending.into();
     }
-    // Nearly all other traffic goes no further: one load does instead of two lookups.
-    if packet.hook() == Hook::EGRESS || !maps::may_be_served(segment.key.destination) {
+    // A backend's own traffic goes no further: one load does instead of two lookups.
+    if packet.hook() == Hook::EGRESS || !maps::may_be(Whose::Services, segment.key.destination) {
         return PassReason::NotService.into();
     }
     if frontend::<F>(segment).is_some() {

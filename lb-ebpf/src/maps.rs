@@ -19,7 +19,7 @@ use lb_common::{
     abi::{
         ADDRESS_WORDS, Affinity, AffinityKey, BPF_F_MMAPABLE, Backend, COUNTERS_MAX, Counter, Datagrams, Flow, FlowKey,
         Fragment, FragmentKey, Frontend, InterfaceAddresses, Service, ServiceKey, Slot, SourceKey, TableRange,
-        Translation, VipKey, address_bit,
+        Translation, VipKey, Whose, address_bit,
     },
     net::{Address, Family, IfIndex, Ipv4Be, Ipv6Be, V4, V6},
     parse::Segment,
@@ -59,8 +59,8 @@ static VIPS4: Vips<Ipv4Be> = HashMap::new();
 #[btf_map]
 static VIPS6: Vips<Ipv6Be> = HashMap::new();
 
-/// A bit for each hash of an address ([`address_bit`]), set if a service has such an address. The agent sets bits before it adds a
-/// frontend, and clears none; a bit that is not set means: not a service, at no port.
+/// Two bits for each hash of an address ([`address_bit`]), set if a service has such an address, and if a backend has. The agent sets
+/// them before it adds a frontend or a backend, and clears none; one that is not set means: no such service, or backend, at no port.
 #[btf_map]
 static ADDRESS_BITS: Array<u64, ADDRESS_WORDS, BPF_F_MMAPABLE> = Array::new();
 
@@ -307,10 +307,10 @@ impl FamilyMaps for V6 {
     }
 }
 
-/// Whether an address may be a service's: of those that are not, nearly none.
+/// Whether an address may be a service's, or a backend's: of those that are not, nearly none.
 #[inline(always)]
-pub(crate) fn may_be_served<A: Address>(address: A) -> bool {
-    let (word, bit) = address_bit(address.to_words());
+pub(crate) fn may_be<A: Address>(whose: Whose, address: A) -> bool {
+    let (word, bit) = address_bit(address.to_words(), whose);
     // SAFETY: An element of an array map, which is never freed; the volatile load is one load.
     ADDRESS_BITS.get_ptr(word).is_some_and(|word| unsafe { ptr::read_volatile(word) } & bit != 0)
 }

@@ -63,6 +63,9 @@ impl Step for Established {
         if segment.is_icmp() {
             return Err(Stage::Icmp.into());
         }
+        if !classify::may_be_ours::<P, F>(packet, segment) {
+            return Err(PassReason::NotService.into());
+        }
         let Some(flow) = track::find::<F>(segment, moment) else {
             return Err(classify::stranger::<P, F>(packet, segment));
         };

@@ -19,7 +19,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use lb_common::abi::{self, Backend, Service, Slot};
+use lb_common::abi::{self, Backend, Service, Slot, Whose};
 use region::Region;
 
 use self::kernel::{PinsError, ReplaceError, Shape};
@@ -47,8 +47,10 @@ pub trait Dataplane {
     fn add_source(&mut self, service: u32, range: &IpNet) -> Result<(), DataplaneError>;
     /// Lets clients of a range in to a service no more.
     fn remove_source(&mut self, service: u32, range: &IpNet) -> Result<(), DataplaneError>;
-    /// Whether the programs look for services at an address at all: they do once one was set there.
-    fn is_looked_for(&self, address: IpAddr) -> bool;
+    /// Makes the programs look for replies from an address, for ever. To be called before a backend has it.
+    fn note_backend(&self, address: IpAddr);
+    /// Whether the programs look at all for services at an address, or for replies from it: they do once it was one's.
+    fn is_looked_for(&self, address: IpAddr, whose: Whose) -> bool;
     /// Every frontend that leads somewhere, with what holds for it.
     fn frontends(&self) -> Result<BTreeMap<Frontend, abi::Frontend>, DataplaneError>;
     /// Every address that is a service's alone, with its flags.

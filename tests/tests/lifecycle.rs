@@ -464,7 +464,8 @@ fn what_somebody_else_writes_to_the_maps_is_found_and_put_right() {
     let mut slots: Array<_, Slot> = Map::Array(pinned(lab.lb(), "TABLE")).try_into().unwrap();
     let mut services: HashMap<_, ServiceKey<Ipv4Be>, Frontend> =
         Map::HashMap(pinned(lab.lb(), "SERVICES4")).try_into().unwrap();
-    let spoil: [&mut dyn FnMut(); 2] = [
+    let mut bits: Array<_, u64> = Map::Array(pinned(lab.lb(), "ADDRESS_BITS")).try_into().unwrap();
+    let spoil: [&mut dyn FnMut(); 3] = [
         // Nobody has this backend.
         &mut || slots.set(0, Slot::new(4711), 0).unwrap(),
         &mut || {
@@ -472,6 +473,8 @@ fn what_somebody_else_writes_to_the_maps_is_found_and_put_right() {
                 services.remove(&key).unwrap();
             }
         },
+        // Neither services nor backends are looked for.
+        &mut || (0..bits.len()).for_each(|word| bits.set(word, 0, 0).unwrap()),
     ];
     for spoil in spoil {
         spoil();

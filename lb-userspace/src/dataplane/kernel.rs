@@ -30,7 +30,9 @@ use aya::{
 };
 use ipnet::IpNet;
 use lb_common::{
-    abi::{self, Backend, Counter, Flow, FlowKey, InterfaceAddresses, Service, ServiceKey, Slot, SourceKey, VipKey},
+    abi::{
+        self, Backend, Counter, Flow, FlowKey, InterfaceAddresses, Service, ServiceKey, Slot, SourceKey, VipKey, Whose,
+    },
     flow::{Tick, Timeouts},
     net::{self, Address, Ipv4Be, Ipv6Be, Port},
     verdict::{COUNTERS, CounterInfo},
@@ -448,10 +450,10 @@ impl Kernel {
         self.known_addresses.get(&ANYWHERE).copied().unwrap_or_default()
     }
 
-    /// Lets the programs look for services at an address. Bits are never cleared: one that is of no service any more
-    /// costs packets to its addresses a lookup, and others may share it.
-    fn note_address(&self, address: IpAddr) {
-        let (word, bit) = abi::address_bit(net::words(address));
+    /// Lets the programs look for services at an address, or for replies from one. Bits are never cleared: one that is nobody's any more
+    /// costs packets a lookup, others may share it, and flows outlive their backend.
+    fn note_address(&self, address: IpAddr, whose: Whose) {
+        let (word, bit) = abi::address_bit(net::words(address), whose);
         self.address_bits.set(word, self.address_bits.get(word) | bit);
     }
 
@@ -515,7 +517,7 @@ impl Dataplane for Kernel {
     }
 
     fn set_frontend(&mut self, frontend: &Frontend, value: abi::Frontend) -> Result<(), DataplaneError> {
-        self.note_address(frontend.address.ip());
+        self.note_address(frontend.address.ip(), Whose::Services);
         match frontend.address {
             SocketAddr::V4(address) => self.services4.insert(key(frontend, Ipv4Be::from(*address.ip())), value, 0),
             SocketAddr::V6(address) => self.services6.insert(key(frontend, Ipv6Be::from(*address.ip())), value, 0),
@@ -532,7 +534,7 @@ impl Dataplane for Kernel {
     }
 
     fn set_vip(&mut self, address: IpAddr, flags: u32) -> Result<(), DataplaneError> {
-        self.note_address(address);
+        self.note_address(address, Whose::Services);
         match address {
             IpAddr::V4(v4) => self.vips4.insert(VipKey { address: Ipv4Be::from(v4) }, flags, 0),
             IpAddr::V6(v6) => self.vips6.insert(VipKey { address: Ipv6Be::from(v6) }, flags, 0),
@@ -559,8 +561,12 @@ impl Dataplane for Kernel {
         removed.map_err(|source| DataplaneError::SourceRange { range: *range, source })
     }
 
-    fn is_looked_for(&self, address: IpAddr) -> bool {
-        let (word, bit) = abi::address_bit(net::words(address));
+    fn note_backend(&self, address: IpAddr) {
+        self.note_address(address, Whose::Backends);
+    }
+
+    fn is_looked_for(&self, address: IpAddr, whose: Whose) -> bool {
+        let (word, bit) = abi::address_bit(net::words(address), whose);
         self.address_bits.get(word) & bit != 0
     }
 

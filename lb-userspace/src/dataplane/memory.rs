@@ -7,7 +7,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use lb_common::abi::{self, Backend, Service, Slot};
+use lb_common::abi::{self, Backend, Service, Slot, Whose};
 
 use super::{Dataplane, DataplaneError, Sizes, region::Region};
 use crate::model::Frontend;
@@ -90,7 +90,9 @@ impl Dataplane for Memory {
         Ok(())
     }
 
-    fn is_looked_for(&self, _address: IpAddr) -> bool {
+    fn note_backend(&self, _address: IpAddr) {}
+
+    fn is_looked_for(&self, _address: IpAddr, _whose: Whose) -> bool {
         true
     }
 

@@ -363,6 +363,7 @@ impl<D: Dataplane> Tables<D> {
             _pad: 0,
             service,
         };
+        self.dataplane.note_backend(address.ip());
         self.dataplane.backends().set(id, backend);
         Ok(id)
     }

@@ -9,7 +9,7 @@ use std::{
 
 use ipnet::IpNet;
 use lb_common::{
-    abi::{self, Backend, Service, Slot},
+    abi::{self, Backend, Service, Slot, Whose},
     net,
 };
 
@@ -60,6 +60,7 @@ impl<D: Dataplane> Tables<D> {
         }
         let mut drift = self.audit_services(repair);
         drift.extend(self.audit_backends(repair));
+        drift.extend(self.audit_replies(repair));
         drift.extend(self.audit_slots(repair));
         drift.extend(self.audit_frontends(repair)?);
         drift.extend(self.audit_vips(repair)?);
@@ -130,6 +131,20 @@ impl<D: Dataplane> Tables<D> {
         drift
     }
 
+    /// A backend from whose address the programs look for no replies has none.
+    fn audit_replies(&self, repair: bool) -> Vec<Drift> {
+        let members = self.entries.values().flat_map(Entry::members);
+        let addresses: BTreeSet<_> = members.map(|(address, _)| address.ip()).collect();
+        let missed = addresses.into_iter().filter(|&it| !self.dataplane.is_looked_for(it, Whose::Backends));
+        let drift = |address| {
+            if repair {
+                self.dataplane.note_backend(address);
+            }
+            Drift::new("ADDRESS_BITS", address, "a backend's", "nobody's")
+        };
+        missed.map(drift).collect()
+    }
+
     fn audit_slots(&self, repair: bool) -> Vec<Drift> {
         let mut drift = Vec::new();
         for entry in self.entries.values() {
@@ -157,7 +172,7 @@ impl<D: Dataplane> Tables<D> {
         });
         let (expected, mut found) = (expected.collect(), self.dataplane.frontends()?);
         // One whose address the programs don't look for is as good as not there.
-        found.retain(|frontend, _| self.dataplane.is_looked_for(frontend.address.ip()));
+        found.retain(|frontend, _| self.dataplane.is_looked_for(frontend.address.ip(), Whose::Services));
         let set = |dataplane: &mut D, frontend: &Frontend, value| match value {
             Some(value) => dataplane.set_frontend(frontend, value),
             None => dataplane.remove_frontend(frontend),
@@ -169,7 +184,7 @@ impl<D: Dataplane> Tables<D> {
     fn audit_vips(&mut self, repair: bool) -> Result<Vec<Drift>, DataplaneError> {
         let expected = self.applied.vips.iter().map(|(&address, &flags)| (address, flags)).collect();
         let mut found = self.dataplane.vips()?;
-        found.retain(|&address, _| self.dataplane.is_looked_for(address));
+        found.retain(|&address, _| self.dataplane.is_looked_for(address, Whose::Services));
         let set = |dataplane: &mut D, &address: &IpAddr, flags| match flags {
             Some(flags) => dataplane.set_vip(address, flags),
             None => dataplane.remove_vip(address),

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
-use lb_common::net::{Address as _, IpProto, Ipv4Be};
+use lb_common::{
+    abi::Whose,
+    net::{Address as _, IpProto, Ipv4Be},
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -426,8 +429,12 @@ impl Dataplane for Refusing {
         self.take()?.remove_source(service, range)
     }
 
-    fn is_looked_for(&self, address: IpAddr) -> bool {
-        self.memory.is_looked_for(address)
+    fn note_backend(&self, address: IpAddr) {
+        self.memory.note_backend(address);
+    }
+
+    fn is_looked_for(&self, address: IpAddr, whose: Whose) -> bool {
+        self.memory.is_looked_for(address, whose)
     }
 
     fn frontends(&self) -> Result<BTreeMap<Frontend, abi::Frontend>, DataplaneError> {

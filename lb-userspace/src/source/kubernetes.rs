@@ -4,42 +4,17 @@
 //! `watch` follows an API server. A file of objects goes the same way ([`read`]).
 mod cluster;
 mod convert;
+mod object;
 #[cfg(test)]
 mod tests;
 mod watch;
 
-use k8s_openapi::api::{
-    core::v1::{Node, Service},
-    discovery::v1::EndpointSlice,
-};
-use serde::Deserialize;
-
 pub use self::{
     cluster::Cluster,
+    object::Object,
     watch::{Connection, KubernetesError, watch},
 };
 use super::{Changes, Loaded};
-
-/// An object of a file; what `kubectl get -o yaml` prints.
-#[derive(Debug, Deserialize)]
-#[serde(tag = "kind")]
-pub enum Object {
-    /// A Service.
-    Service(Box<Service>),
-    /// A part of a Service's endpoints.
-    EndpointSlice(Box<EndpointSlice>),
-    /// A node.
-    Node(Box<Node>),
-    /// Several objects.
-    #[serde(alias = "ServiceList", alias = "EndpointSliceList", alias = "NodeList")]
-    List {
-        /// They.
-        items: Vec<Object>,
-    },
-    /// Something that is of no concern here.
-    #[serde(other)]
-    Other,
-}
 
 /// What objects want, on the node that is called so.
 pub fn read(objects: Vec<Object>, node_name: Option<&str>) -> Loaded {
@@ -56,7 +31,7 @@ fn add(cluster: &mut Cluster, object: Object) {
         Object::Service(service) => cluster.set_service(&service),
         Object::EndpointSlice(slice) => cluster.set_slice(&slice),
         Object::Node(node) => cluster.set_node(&node),
-        Object::List { items } => items.into_iter().for_each(|object| add(cluster, object)),
+        Object::List(objects) => objects.into_iter().for_each(|object| add(cluster, object)),
         Object::Other => {}
     }
 }

@@ -1,24 +1,17 @@
 //! Kubernetes objects in place of a services file: YAML of one document or many, or JSON, as kubectl prints them.
 
-use serde::Deserialize;
-
 use super::{
     remarks::{Position, Remarks},
     wire,
 };
 use crate::source::{kubernetes::Object, text::shown};
 
-/// What tells an object from a services file.
-#[derive(Deserialize)]
-struct Kind {
-    kind: Option<String>,
-}
-
 /// The objects in a file; `None` if it is not one of objects.
 pub(super) fn decode(text: &str) -> Option<Result<Vec<Object>, Remarks>> {
     if text.trim_start().starts_with('{') {
-        let kind = serde_json::from_str::<Kind>(text).ok()?.kind;
-        return kind.map(|_| from_json(text).and_then(expect_some));
+        // No field of a services file is called so.
+        let mut kinds = text.match_indices("\"kind\"").filter_map(|(at, kind)| text.get(at + kind.len()..));
+        return kinds.any(|rest| rest.trim_start().starts_with(':')).then(|| from_json(text).and_then(expect_some));
     }
     let is_of_objects = |line: &str| line.starts_with("kind:") || line.starts_with("apiVersion:");
     text.lines().any(is_of_objects).then(|| from_yaml(text).and_then(expect_some))
@@ -36,7 +29,9 @@ fn expect_some(objects: Vec<Object>) -> Result<Vec<Object>, Remarks> {
 fn from_json(text: &str) -> Result<Vec<Object>, Remarks> {
     serde_json::from_str(text).map(|object| vec![object]).map_err(|error| {
         let at = Position { line: error.line() as u64, column: error.column() as u64 };
-        Remarks::one(at, shown(&error.to_string()))
+        // The place stands before it already.
+        let text = error.to_string();
+        Remarks::one(at, shown(text.rsplit_once(" at line ").map_or(&*text, |(text, _)| text)))
     })
 }
 

@@ -346,10 +346,6 @@ fn objects_of_kubernetes_in_place_of_services() {
     let none = "s.yaml:1:1: no Service, EndpointSlice or List of them is here; an empty List says that there are none";
     check("apiVersion: v1\nkind: ConfigMap\n", &[none]);
     check("{\"kind\": \"Pod\"}", &[none]);
-    check(
-        "kind: Service\nmetadata: { name: a }\nspec: { ports: [{ port: x }] }\n",
-        &["s.yaml:1:1: invalid type: string \"x\", expected i32"],
-    );
     let list = "apiVersion: v1\nitems: []\nkind: List\n";
     assert!(parsed(list).unwrap().desired.services().is_empty());
     let service = "kind: Service\napiVersion: v1\nmetadata: { namespace: ns, name: a }\n\
@@ -362,6 +358,42 @@ fn objects_of_kubernetes_in_place_of_services() {
             .len(),
         2
     );
+}
+
+#[test]
+fn mistakes_in_objects_have_their_places() {
+    for (text, expected) in [
+        ("kind: Service\nmetadata: { name: a }\nspec: { ports: [{ port: x }] }\n", "3:25: invalid i32"),
+        (
+            "apiVersion: v1\nitems:\n- kind: Node\n- kind: Service\n  spec:\n    ports: 80\nkind: List\n",
+            "6:12: a list is expected here",
+        ),
+        ("kind: Node\n---\nkind: Service\nmetadata: []\n", "4:11: a map of fields is expected here"),
+        (
+            "apiVersion: discovery.k8s.io/v1\nendpoints:\n- addresses: 10.0.0.1\nkind: EndpointSlice\n",
+            "3:14: a list is expected here",
+        ),
+        ("spec:\n  ports: [{ port: x }]\nkind: Service\n", "1:1: spec: invalid type: string \"x\", expected i32"),
+        ("kind: List\nitems:\n- metadata: { name: a }\n", "3:3: missing field `kind`"),
+        (
+            "{\"kind\": \"List\",\n\"items\": [{\"kind\": \"Service\",\n\"spec\": {\"ports\": 80}}]}",
+            "3:20: invalid type: integer `80`, expected a sequence",
+        ),
+        ("{\"kind\": \"List\",\n\"items\": [", "2:10: EOF while parsing a list"),
+    ] {
+        check(text, &[&format!("s.yaml:{expected}")]);
+    }
+}
+
+#[test]
+fn objects_are_told_by_kind_and_group_in_whichever_order_their_fields_stand() {
+    let service = "spec: { clusterIP: 10.0.0.1, ports: [{ port: 80 }] }\nmetadata: { name: a, namespace: ns, managedFields: 7 }\nkind: Service\n";
+    let of_knative = "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: { name: b }\nspec: { ports: 7 }\n";
+    let slice = "addressType: IPv4\nendpoints: [{ addresses: [10.0.0.9] }]\nports: [{ name: '', port: 80 }]\n\
+                 metadata: { name: x, namespace: ns, labels: { kubernetes.io/service-name: a } }\nkind: EndpointSlice\n";
+    let desired = parsed(format!("{service}---\n{of_knative}---\n{slice}")).unwrap().desired;
+    let service = desired.services().values().next().unwrap();
+    assert_eq!((desired.services().len(), service.endpoints.len()), (1, 1));
 }
 
 /// A service of one TCP port 80 and a backend, with these lines, must be refused with exactly these lines.

@@ -12,7 +12,7 @@ use aya_ebpf::{
     programs::{SockAddrContext, SockContext},
 };
 use lb_common::{
-    abi::{Backend, DATAGRAM_SERVICES, Datagrams, FlowKey, Frontend, ServiceKey, Translation, VipKey},
+    abi::{Backend, DATAGRAM_SERVICES, Datagrams, FlowKey, Frontend, ServiceKey, Translation, VipKey, Whose},
     flow::Tick,
     net::{Address, IpProto, Ipv4Be, Ipv6Be, Port, V4, V6, halves, whole},
     verdict::{AnswerReason, DropReason, Forward, PassReason, Verdict},
@@ -351,7 +351,7 @@ impl Call for Bind {
 
 #[inline(always)]
 fn is_node_port<F: FamilyMaps>(key: &ServiceKey<F::Address>) -> bool {
-    maps::may_be_served(key.address)
+    maps::may_be(Whose::Services, key.address)
         && maps::frontend::<F>(key).is_some_and(|frontend| frontend.flags & Frontend::NODE_PORT != 0)
 }
 
@@ -411,7 +411,7 @@ fn asked<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(ServiceKey<F
     let is_here = address.is_this_host();
     // One entry stands for all of this host's own.
     let address = if is_here { F::Address::UNSPECIFIED } else { address };
-    if !maps::may_be_served(address) || !(proto == IpProto::TCP || proto == IpProto::UDP) {
+    if !maps::may_be(Whose::Services, address) || !(proto == IpProto::TCP || proto == IpProto::UDP) {
         return Err(PassReason::NotService.into());
     }
     let namespace = named.namespace();

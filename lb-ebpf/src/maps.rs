@@ -575,9 +575,9 @@ pub(crate) fn counter(index: u32) -> Option<*mut Counter> {
 
 /// What a socket is connected to, if that is a service.
 #[inline(always)]
-pub(crate) fn connected(context: &SockAddrContext) -> Option<&'static Translation> {
+pub(crate) fn connected(context: &SockAddrContext) -> Option<&'static mut Translation> {
     // SAFETY: The kernel gives nothing or a value that lives as long as the socket, which its caller has locked.
-    unsafe { CONNECTED.get_ptr_mut(context).as_ref() }
+    unsafe { CONNECTED.get_ptr_mut(context).as_mut() }
 }
 
 /// The same, made if it is not there; nothing where there is no room.

@@ -249,24 +249,44 @@ pub(crate) struct Connect;
 impl Call for Connect {
     #[inline(always)]
     fn run<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(), Verdict> {
-        let (key, namespace) = asked::<F, N>(named)?;
-        let is_reached = namespace == config::node_namespace() || config::ends_all_sockets();
-        // One that can't be ended would go on sending to a backend that is gone. Packet by packet it is served as well.
-        if key.proto == IpProto::UDP && !is_reached {
-            return Err(PassReason::NotService.into());
+        let result = connect::<F, N>(named);
+        if matches!(result, Err(Verdict::Pass(_))) {
+            forget(named);
         }
-        let now = now();
-        let chosen = choose::<F, N>(named, &key, namespace, now)?;
-        let translation = maps::connected_or_new(named.context());
-        let is_noted = translation.is_some_and(|translation| {
-            chosen.note::<F, N>(named, translation, now);
-            !(config::ends(key.proto) && is_reached) || maps::watch(named.cookie(), translation)
-        });
-        if key.proto == IpProto::UDP && !is_noted {
-            return Err(PassReason::NotService.into());
-        }
-        go_to(named, chosen.backend.address, chosen.backend.port);
-        Ok(())
+        result
+    }
+}
+
+#[inline(always)]
+fn connect<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(), Verdict> {
+    let (key, namespace) = asked::<F, N>(named)?;
+    let is_reached = namespace == config::node_namespace() || config::ends_all_sockets();
+    // One that can't be ended would go on sending to a backend that is gone. Packet by packet it is served as well.
+    if key.proto == IpProto::UDP && !is_reached {
+        return Err(PassReason::NotService.into());
+    }
+    let now = now();
+    let chosen = choose::<F, N>(named, &key, namespace, now)?;
+    let translation = maps::connected_or_new(named.context());
+    let is_noted = translation.is_some_and(|translation| {
+        chosen.note::<F, N>(named, translation, now);
+        !(config::ends(key.proto) && is_reached) || maps::watch(named.cookie(), translation)
+    });
+    if key.proto == IpProto::UDP && !is_noted {
+        return Err(PassReason::NotService.into());
+    }
+    go_to(named, chosen.backend.address, chosen.backend.port);
+    Ok(())
+}
+
+/// A UDP socket may be connected once more, and then to no service: what it was connected to is over.
+#[inline(always)]
+fn forget<A: Address, N: Named<A>>(named: &N) {
+    if let Some(translation) = maps::connected(named.context())
+        && translation.family != 0
+    {
+        translation.family = 0;
+        maps::unwatch(named.cookie());
     }
 }
 

@@ -16,7 +16,7 @@ use tracing::{debug, info};
 use super::{
     links::{Hold, Place, side},
     pins::Pins,
-    programs::{Hook, program},
+    programs::{Hook, descriptor, program},
     sockets::{self, ControlGroup, SocketHook},
 };
 use crate::dataplane::DataplaneError;
@@ -118,6 +118,14 @@ impl Attachments {
         let Some(pins) = &self.pins else { return Ok(()) };
         for name in pins.links() {
             let Ok(place) = name.parse() else { continue };
+            // Where sockets are not to be balanced, or the kernel does not take the program, there is none to put in its place.
+            if let Place::Sockets(hook) = place
+                && descriptor(object, hook.program()).is_err()
+            {
+                info!("detached from {place}");
+                pins.remove_link(&name)?;
+                continue;
+            }
             match Hold::take_over(place, object, pins) {
                 Ok(hold) => drop(self.former.insert(place, hold)),
                 Err(error) if pins.is_dead(&name) => {

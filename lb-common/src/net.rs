@@ -403,6 +403,27 @@ mod tests {
     }
 
     #[test]
+    fn this_host_has_the_unspecified_addresses_and_those_of_loopback() {
+        let is_v4 = |text: &str| Ipv4Be::from(text.parse::<Ipv4Addr>().unwrap()).is_this_host();
+        let is_v6 = |text: &str| Ipv6Be::from(text.parse::<Ipv6Addr>().unwrap()).is_this_host();
+        assert!(["0.0.0.0", "127.0.0.1", "127.255.0.1"].into_iter().all(is_v4));
+        assert!(!["0.0.0.1", "126.0.0.1", "128.0.0.1", "1.0.0.127"].into_iter().any(is_v4));
+        assert!(["::", "::1"].into_iter().all(is_v6));
+        assert!(!["::2", "1::1", "::1:0:0:1", "::ffff:127.0.0.1"].into_iter().any(is_v6));
+    }
+
+    #[test]
+    fn namespaces_are_clients_that_no_host_can_be() {
+        for cookie in [1, 2, 0xFF, 0x100, 0xAB_CDEF] {
+            let (v4, v6) = (Ipv4Be::of_namespace(cookie), Ipv6Be::of_namespace(cookie));
+            assert!(!v4.is_single_host() && !v4.is_this_host(), "{cookie}");
+            assert_ne!((v4, v6), (Ipv4Be::of_namespace(cookie + 1), Ipv6Be::of_namespace(cookie + 1)));
+            assert_eq!(u32::from(Ipv4Addr::from(v4)), cookie as u32);
+            assert_eq!(u128::from(Ipv6Addr::from(v6)), u128::from(cookie));
+        }
+    }
+
+    #[test]
     fn ports_hold_network_order() {
         assert_eq!(Port::from_host(80).to_bytes(), [0, 80]);
         assert_eq!(Port::from_bytes([0x1F, 0x90]).to_host(), 8080);

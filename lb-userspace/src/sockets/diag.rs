@@ -162,3 +162,47 @@ impl NetlinkDeserializable for Message {
         Ok(Self::Connection(Connection { family, protocol: 0, id }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// From port 4660 to port 8080 at an address, with the cookie 0x01.._02..: as in `struct inet_diag_sockid`.
+    fn id(peer: &[u8]) -> [u8; ID] {
+        let mut id = [0; ID];
+        id[..4].copy_from_slice(&[0x12, 0x34, 0x1F, 0x90]);
+        id[20..20 + peer.len()].copy_from_slice(peer);
+        id[40..44].copy_from_slice(&2_u32.to_ne_bytes());
+        id[44..48].copy_from_slice(&1_u32.to_ne_bytes());
+        id
+    }
+
+    #[test]
+    fn requests_have_the_form_of_the_kernel() {
+        let id = id(&[10, 0, 0, 1]);
+        let message = Message::Request(Request { kind: Kind::Destroy, family: 2, protocol: 17, id });
+        let mut bytes = vec![0xFF; message.buffer_len()];
+        message.serialize(&mut bytes);
+        assert_eq!((message.message_type(), bytes.len()), (21, 56));
+        // Established, and connecting.
+        assert_eq!(bytes, [&[2, 17, 0, 0], &6_u32.to_ne_bytes()[..], &id].concat());
+    }
+
+    #[test]
+    fn answers_say_who_is_connected_to_whom() {
+        let mapped = Ipv4Addr::new(10, 0, 0, 1).to_ipv6_mapped().octets();
+        let plain = "fd00::1".parse::<Ipv6Addr>().unwrap().octets();
+        for (family, peer, expected) in [
+            (libc::AF_INET, &[10, 0, 0, 1][..], "10.0.0.1:8080"),
+            (libc::AF_INET6, &mapped, "10.0.0.1:8080"),
+            (libc::AF_INET6, &plain, "[fd00::1]:8080"),
+        ] {
+            // Family, state, timer, retransmissions; more comes after the id.
+            let payload = [&[family as u8, 1, 0, 0], &id(peer)[..], &[0; 20]].concat();
+            let message = Message::deserialize(&NetlinkHeader::default(), &payload);
+            let Ok(Message::Connection(connection)) = message else { panic!("{payload:?} is a connection") };
+            assert_eq!((connection.peer(), connection.cookie()), (Some(expected.parse().unwrap()), 1 << 32 | 2));
+        }
+        assert!(Message::deserialize(&NetlinkHeader::default(), &[2; 51]).is_err());
+    }
+}

@@ -16,6 +16,7 @@ pub mod agent;
 pub mod apiserver;
 pub mod cluster;
 pub mod container;
+pub mod control_group;
 pub mod datapath;
 pub mod flood;
 pub mod home;
@@ -29,6 +30,7 @@ pub mod probe;
 pub mod reference;
 pub mod servers;
 pub mod services;
+pub mod sockets;
 pub mod throughput;
 pub mod topology;
 pub mod traffic;
@@ -45,6 +47,11 @@ use std::{
 /// It is for limits, of [`poll`] and of sockets; how long a test itself waits for is the same everywhere.
 static SLOWNESS: LazyLock<u32> =
     LazyLock::new(|| number("WHARF_SLOWNESS").map_or(1, |slowness| slowness.max(1) as u32));
+
+/// How many times longer than here things may take.
+pub fn slowness() -> u32 {
+    *SLOWNESS
+}
 
 /// The number that the environment has for this.
 pub fn number(variable: &str) -> Option<u64> {

@@ -511,7 +511,7 @@ pub(crate) fn address(to: impl ToSocketAddrs) -> SocketAddr {
 }
 
 /// The kernel says "resource temporarily unavailable" where it means that no answer came in time.
-fn explain(error: io::Error) -> io::Error {
+pub(crate) fn explain(error: io::Error) -> io::Error {
     match error.kind() {
         io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "no answer in time"),
         _ => error,

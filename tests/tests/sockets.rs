@@ -1,0 +1,738 @@
+//! Socket-level balancing: processes of a node, and of its pods, that call services.
+//!
+//! The programs are attached at the root of all control groups, and each agent has its own: so a process of a node meets those of
+//! other tests, too, which leave alone what is in another network namespace than theirs. Where all namespaces are balanced, the
+//! agent is given a control group of the test's own.
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "this is test code: it fails by panicking")]
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{BufRead as _, BufReader, ErrorKind, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use lb_userspace::dataplane::kernel::SocketHook;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tests::{
+    agent::Agent,
+    cluster::{Cluster, Layout, PodNetwork},
+    control_group::ControlGroup,
+    eventually,
+    home::Home,
+    servers::Server,
+    services::{PORT, Service, TARGET_PORT, cluster_ips, external_ips, file, load_balancer_ips, node_port, vips},
+    slowness,
+    sockets::{Call, mapped},
+    topology::Host,
+    traffic::Conversations,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Services by what their only endpoint is, seen from `n1`.
+const LOCAL: u8 = 1;
+const REMOTE: u8 = 2;
+const HOST: u8 = 3;
+
+fn cluster() -> Cluster {
+    Layout::new(PodNetwork::Routed).up()
+}
+
+fn endpoint(cluster: &Cluster, service: u8) -> &Host {
+    match service {
+        LOCAL => cluster.pod(1, 1),
+        REMOTE => cluster.pod(2, 1),
+        HOST => cluster.node(1).host(),
+        _ => unreachable!("there are three services"),
+    }
+}
+
+/// The node and all pods serve.
+fn serve(cluster: &Cluster) -> Vec<Server> {
+    let pods = [(1, 1), (1, 2), (2, 1), (2, 2)].map(|(i, k)| cluster.pod(i, k));
+    pods.into_iter().chain([cluster.node(1).host()]).map(|host| host.serve(TARGET_PORT)).collect()
+}
+
+/// All that a service is reached by from `n1`.
+fn frontends(cluster: &Cluster, service: u8) -> Vec<SocketAddr> {
+    let with = |port: u16, addresses: Vec<IpAddr>| addresses.into_iter().map(move |ip| SocketAddr::new(ip, port));
+    let own = [cluster_ips(service), external_ips(service), load_balancer_ips(service)].concat();
+    let localhost = [
+        IpAddr::from(Ipv4Addr::LOCALHOST),
+        Ipv4Addr::new(127, 3, 2, 1).into(),
+        Ipv4Addr::UNSPECIFIED.into(),
+        Ipv6Addr::LOCALHOST.into(),
+    ];
+    let node = cluster.node(1).host().addresses().chain(localhost).collect();
+    with(PORT, own).chain(with(node_port(service), node)).collect()
+}
+
+#[test]
+fn processes_reach_services_by_every_address_and_every_kind_of_socket() {
+    let cluster = cluster();
+    let _servers = serve(&cluster);
+    let node = cluster.node(1);
+    let services = file([LOCAL, REMOTE, HOST].map(|service| {
+        // These are not for clients in the cluster.
+        let service_of = Service::new(service).everywhere().endpoint(endpoint(&cluster, service));
+        service_of.set("loadBalancerSourceRanges", vec!["198.51.100.0/24", "2001:db8:1::/48"])
+    }));
+    let agent = Agent::start_on(node, &services, &[]);
+    assert_eq!(agent.status()["sockets"]["attached"], SocketHook::ALL.len(), "{}", agent.log());
+    let mut mistakes = Vec::new();
+    for service in [LOCAL, REMOTE, HOST] {
+        for to in frontends(&cluster, service) {
+            for (call, to) in Call::ALL.into_iter().flat_map(|call| [(call, to), (call, mapped(to))]) {
+                match node.host().call(call, to) {
+                    Ok(backend) if backend == endpoint(&cluster, service).name() => {}
+                    other => mistakes.push(format!("{call:?} to {to}, service {service}: {other:?}")),
+                }
+            }
+        }
+    }
+    assert!(mistakes.is_empty(), "{}\n{}", mistakes.join("\n"), agent.log());
+}
+
+// Which backend.
+
+/// The node calls this service a few times in each way.
+fn answers(host: &Host, to: SocketAddr) -> BTreeSet<String> {
+    let calls = Call::ALL.into_iter().flat_map(|call| [call; 6]);
+    calls.map(|call| host.call(call, to).unwrap_or_else(|error| panic!("{call:?} to {to}: {error}"))).collect()
+}
+
+fn names<'a>(hosts: impl IntoIterator<Item = &'a Host>) -> BTreeSet<String> {
+    hosts.into_iter().map(|host| host.name().to_owned()).collect()
+}
+
+#[test]
+fn a_socket_that_is_not_connected_talks_to_many_services_and_stays_with_a_backend_of_each() {
+    const SERVICES: u8 = 12;
+    let cluster = cluster();
+    let _servers = serve(&cluster);
+    let pods = [cluster.pod(1, 1), cluster.pod(2, 1)];
+    let host = cluster.node(1).host();
+    let agent = Agent::start_on(cluster.node(1), &file((1..=SERVICES).map(|k| Service::new(k).endpoints(pods))), &[]);
+    for like in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
+        let to = |k: u8| if like.is_ipv4() { vips(k)[0] } else { vips(k)[1] };
+        let mut first = BTreeSet::new();
+        for _ in 0..4 {
+            let socket = host.datagrams(like);
+            let before = [1, 2].map(|k| socket.ask(to(k)).unwrap());
+            for _ in 0..5 {
+                assert_eq!([1, 2].map(|k| socket.ask(to(k)).unwrap()), before);
+            }
+            // There are more of them than are remembered, and all of them answer.
+            for k in 1..=SERVICES {
+                assert!(socket.ask(to(k)).is_ok_and(|backend| names(pods).contains(&backend)));
+            }
+            first.extend(before);
+        }
+        assert_eq!(first, names(pods), "each socket makes a choice of its own");
+        // It goes elsewhere when its backend is gone.
+        let socket = host.datagrams(like);
+        let [gone, stays] = match socket.ask(to(1)).unwrap() {
+            backend if backend == pods[0].name() => pods,
+            _ => [pods[1], pods[0]],
+        };
+        agent.apply(&file([Service::new(1).endpoint(stays)]));
+        assert_eq!(socket.ask(to(1)).unwrap(), stays.name(), "after {}", gone.name());
+        agent.apply(&file((1..=SERVICES).map(|k| Service::new(k).endpoints(pods))));
+    }
+    // A socket of IPv6 that talks to addresses of both families.
+    let socket = host.datagrams(Ipv6Addr::UNSPECIFIED.into());
+    for to in [vips(1).map(mapped), vips(1).map(mapped), vips(2).map(mapped)].concat() {
+        socket.ask(to).unwrap();
+    }
+}
+
+#[test]
+fn a_udp_socket_may_be_connected_elsewhere() {
+    let cluster = cluster();
+    let _servers = serve(&cluster);
+    let pod = cluster.pod(2, 1);
+    let _agent = Agent::start_on(cluster.node(1), &file([1, 2].map(|k| Service::new(k).endpoint(pod))), &[]);
+    let host = cluster.node(1).host();
+    for (first, second, straight) in [
+        (vips(1)[0], vips(2)[0], SocketAddr::from((pod.v4(), TARGET_PORT))),
+        (vips(1)[1], vips(2)[1], SocketAddr::from((pod.v6(), TARGET_PORT))),
+    ] {
+        let socket = host.datagrams(first.ip());
+        // The last one is no service: what is remembered of the others is not shown.
+        for to in [first, second, straight, first] {
+            socket.connect(to).unwrap();
+            assert_eq!((socket.peer().unwrap(), socket.ask_peer().unwrap()), (to, pod.name().to_owned()));
+        }
+    }
+}
+
+#[test]
+fn who_finds_no_backend_is_told_at_once() {
+    let cluster = cluster();
+    let _servers = serve(&cluster);
+    let (host, remote) = (cluster.node(1).host(), cluster.pod(2, 1));
+    let agent = Agent::start_on(cluster.node(1), &file([Service::new(LOCAL).everywhere().endpoint(remote)]), &[]);
+    let refused = |to: SocketAddr, expected: ErrorKind| {
+        for (call, to) in Call::ALL.into_iter().flat_map(|call| [(call, to), (call, mapped(to))]) {
+            let kind = host.call(call, to).map_err(|error| error.kind());
+            assert_eq!(kind, Err(expected), "{call:?} to {to}");
+        }
+    };
+    for ip in cluster_ips(LOCAL) {
+        refused((ip, PORT + 1).into(), ErrorKind::ConnectionRefused);
+    }
+    agent.apply(&file([Service::new(LOCAL).everywhere()]));
+    for to in frontends(&cluster, LOCAL) {
+        refused(to, ErrorKind::ConnectionRefused);
+    }
+    let of = |field| Service::new(LOCAL).everywhere().endpoint(remote).set(field, "Local");
+    agent.apply(&file([of("internalTrafficPolicy")]));
+    let before = agent.count("no-local-endpoints");
+    for ip in cluster_ips(LOCAL) {
+        refused((ip, PORT).into(), ErrorKind::PermissionDenied);
+    }
+    // Mapped or not is the same for IPv6.
+    assert_eq!(agent.count("no-local-endpoints"), before + 12);
+    // To addresses outside, and by the policy for these, a client on the node is one of the cluster.
+    for policy in ["internalTrafficPolicy", "externalTrafficPolicy"] {
+        if policy == "externalTrafficPolicy" {
+            agent.apply(&file([of(policy)]));
+        }
+        for to in frontends(&cluster, LOCAL).into_iter().filter(|to| !cluster_ips(LOCAL).contains(&to.ip())) {
+            assert_eq!(answers(host, to), names([remote]), "{policy}: {to}");
+        }
+    }
+}
+
+#[test]
+fn connections_stay_where_they_are_when_their_backend_takes_no_new_ones() {
+    let cluster = cluster();
+    let _servers = serve(&cluster);
+    let (host, [local, remote]) = (cluster.node(1).host(), [cluster.pod(1, 1), cluster.pod(2, 1)]);
+    let with = |fields: Value| file([Service::new(1).endpoint(remote).endpoint_with(local, &fields)]);
+    let agent = Agent::start_on(cluster.node(1), &file([Service::new(1).endpoint(local)]), &[]);
+    let conversations = vips(1).map(|to| host.converse(to, 5));
+    let sockets = vips(1).map(|to| {
+        let socket = host.datagrams(to.ip());
+        socket.connect(to).unwrap();
+        socket
+    });
+    for fields in
+        [json!({ "weight": 0 }), json!({ "conditions": { "ready": false, "serving": true, "terminating": true } })]
+    {
+        agent.apply(&with(fields));
+        for (to, socket) in vips(1).into_iter().zip(&sockets) {
+            assert_eq!(answers(host, to), names([remote]));
+            assert_eq!(socket.ask_peer().unwrap(), local.name());
+        }
+    }
+    conversations.into_iter().for_each(Conversations::expect_unharmed);
+}
+
+// Ports.
+
+/// What becomes of sockets that are to have an address: TCP, UDP.
+fn bind(host: &Host, ip: IpAddr, port: u16) -> [Result<(), ErrorKind>; 2] {
+    host.namespace().run(|| {
+        let tcp = TcpListener::bind((ip, port)).map(drop);
+        [tcp, UdpSocket::bind((ip, port)).map(drop)].map(|result| result.map_err(|error| error.kind()))
+    })
+}
+
+#[test]
+fn what_is_a_node_port_is_no_port_of_anybody_else() {
+    const TAKEN: [Result<(), ErrorKind>; 2] = [Err(ErrorKind::AddrInUse); 2];
+    const FREE: [Result<(), ErrorKind>; 2] = [Ok(()); 2];
+    let cluster = cluster();
+    let (host, pod) = (cluster.node(1).host(), cluster.pod(1, 1));
+    let agent = Agent::start_on(cluster.node(1), &file([Service::new(1).everywhere()]), &[]);
+    let localhost = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
+    let any = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
+    let all: Vec<_> = host.addresses().chain(localhost).chain(any).collect();
+    let before = agent.count("port-in-use");
+    for &ip in &all {
+        assert_eq!(bind(host, ip, node_port(1)), TAKEN, "{ip}");
+        assert_eq!(bind(host, ip, node_port(2)), FREE, "{ip}");
+        assert_eq!(bind(host, ip, 0), FREE, "{ip}");
+    }
+    assert_eq!(agent.count("port-in-use"), before + 2 * all.len() as u64);
+    let mapped = Ipv4Addr::LOCALHOST.to_ipv6_mapped().into();
+    assert_eq!(bind(host, mapped, node_port(1)), TAKEN);
+    // Pods have ports of their own.
+    for ip in pod.addresses().chain(localhost).chain(any) {
+        assert_eq!(bind(pod, ip, node_port(1)), FREE, "{ip} of a pod");
+    }
+    agent.apply(&file([Service::new(1)]));
+    for &ip in &all {
+        assert_eq!(bind(host, ip, node_port(1)), FREE, "{ip}");
+    }
+    // What was there before is left alone.
+    let listener = host.namespace().run(|| TcpListener::bind(("::", node_port(1))).unwrap());
+    agent.apply(&file([Service::new(1).everywhere()]));
+    assert_eq!(listener.local_addr().unwrap().port(), node_port(1));
+}
+
+#[test]
+fn node_ports_are_taken_where_they_are_served() {
+    let cluster = cluster();
+    let _servers = serve(&cluster);
+    let host = cluster.node(1).host();
+    let services = file([Service::new(1).everywhere().endpoint(cluster.pod(1, 1))]);
+    let own = format!("{}/32", host.v4());
+    let _agent = Agent::start_on(cluster.node(1), &services, &["--nodeport-addresses", &own]);
+    assert_eq!(bind(host, host.v4().into(), node_port(1)), [Err(ErrorKind::AddrInUse); 2]);
+    assert_eq!(bind(host, Ipv4Addr::LOCALHOST.into(), node_port(1)), [Ok(()); 2]);
+    assert_eq!(bind(host, host.v6().into(), node_port(1)), [Ok(()); 2]);
+    assert_eq!(answers(host, (host.v4(), node_port(1)).into()), names([cluster.pod(1, 1)]));
+    let refused = host.call(Call::Tcp, (Ipv4Addr::LOCALHOST, node_port(1)).into()).map_err(|error| error.kind());
+    assert_eq!(refused, Err(ErrorKind::ConnectionRefused));
+}
+
+// Sockets whose backend is gone.
+
+/// Cuts a pod off: nobody answers for it any more, not even with an error.
+fn cut(pod: &Host) {
+    pod.namespace().ip("link set eth0 down");
+}
+
+/// Connected UDP sockets that ask again and again, and are connected anew when the kernel ends them.
+struct Clients {
+    sockets: Vec<(UdpSocket, Instant, String)>,
+    to: SocketAddr,
+    silence: Duration,
+}
+
+impl Clients {
+    fn new(count: usize, to: SocketAddr) -> Self {
+        let sockets = (0..count).map(|_| (Self::connected(to), Instant::now(), String::new())).collect();
+        Self { sockets, to, silence: Duration::ZERO }
+    }
+
+    fn connected(to: SocketAddr) -> UdpSocket {
+        let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
+        socket.connect(to).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket
+    }
+
+    /// Who answers in the end, and the longest time for which a socket got no answer.
+    fn talk(mut self, stop: &CancellationToken) -> (BTreeSet<String>, Duration) {
+        let mut buffer = [0; 64];
+        while !stop.is_cancelled() {
+            for (socket, heard, backend) in &mut self.sockets {
+                self.silence = self.silence.max(heard.elapsed());
+                match socket.recv(&mut buffer) {
+                    Ok(length) => {
+                        let text = String::from_utf8_lossy(&buffer[..length]);
+                        (*heard, *backend) = (Instant::now(), text.split(' ').next().unwrap().to_owned());
+                    }
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    Err(error) => {
+                        assert_eq!(error.kind(), ErrorKind::ConnectionAborted);
+                        *socket = Self::connected(self.to);
+                    }
+                }
+                // It may have been ended just now.
+                let _ = socket.send(b"who?");
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        (self.sockets.into_iter().map(|(.., backend)| backend).collect(), self.silence)
+    }
+}
+
+#[test]
+fn no_client_of_udp_stays_on_a_dead_backend_while_all_are_replaced() {
+    const CLIENTS: usize = 100;
+    let cluster = cluster();
+    let _servers = serve(&cluster);
+    let pods = [(1, 1), (1, 2), (2, 1), (2, 2)].map(|(i, k)| cluster.pod(i, k));
+    let with = |pods: &[&Host]| file([Service::new(1).endpoints(pods.iter().copied())]);
+    let agent = Agent::start_on(cluster.node(1), &with(&pods[..2]), &[]);
+    let [v4, v6] = vips(1);
+    let clients = [v4, v6, mapped(v4)]
+        .map(|to| cluster.node(1).host().namespace().spawn(move |stop| Clients::new(CLIENTS / 3, to).talk(&stop)));
+    for step in 1..=2 {
+        thread::sleep(Duration::from_millis(300));
+        agent.apply(&with(&pods[step..step + 2]));
+        cut(pods[step - 1]);
+    }
+    thread::sleep(Duration::from_secs(1));
+    for clients in clients {
+        let (backends, silence) = clients.finish();
+        println!("no socket was silent for longer than {silence:?}");
+        assert_eq!(backends, names(pods[2..].iter().copied()));
+        assert!(silence < Duration::from_secs(1) * slowness(), "{silence:?}\n{}", agent.log());
+    }
+    // Some were never on one that went.
+    let ended = agent.status()["sockets"]["ended"].as_u64().unwrap();
+    assert!(ended >= CLIENTS as u64 / 2, "{ended}");
+}
+
+#[test]
+fn what_is_ended_is_what_was_asked_for() {
+    let cluster = cluster();
+    let _servers = serve(&cluster);
+    let (host, [first, second]) = (cluster.node(1).host(), [cluster.pod(1, 1), cluster.pod(1, 2)]);
+    for (ended, [ends_udp, ends_tcp]) in [("none", [false, false]), ("udp", [true, false]), ("all", [true, true])] {
+        let with = |pod| file([Service::new(1).endpoint(pod)]);
+        let agent = Agent::start_on(cluster.node(1), &file([]), &["--socket-lb-end", ended]);
+        for to in vips(1) {
+            agent.apply(&with(first));
+            let mut connection = host.tcp(to).unwrap();
+            let socket = host.datagrams(to.ip());
+            socket.connect(to).unwrap();
+            // These are none of ours.
+            let straight = SocketAddr::new(first.address_like(to.ip()), TARGET_PORT);
+            let mut others = (host.tcp(straight).unwrap(), host.datagrams(to.ip()));
+            others.1.connect(straight).unwrap();
+            agent.apply(&with(second));
+            if ends_udp {
+                eventually("the socket of UDP is ended", || socket.is_ended());
+            } else {
+                thread::sleep(Duration::from_millis(500));
+                assert_eq!(socket.ask_peer().unwrap(), first.name());
+            }
+            if ends_tcp {
+                let is_ended = || connection.echo("a line").is_err_and(|it| it.kind() == ErrorKind::ConnectionAborted);
+                eventually("the connection is ended", is_ended);
+            } else {
+                connection.echo("a line").unwrap();
+            }
+            others.0.echo("a line").unwrap();
+            assert_eq!(others.1.ask_peer().unwrap(), first.name());
+        }
+    }
+}
+
+// Without an agent, and after it.
+
+#[test]
+fn sockets_are_balanced_without_the_agent_and_by_the_next_one_until_one_is_told_not_to() {
+    let cluster = cluster();
+    let _servers = serve(&cluster);
+    let (node, host) = (cluster.node(1), cluster.node(1).host());
+    let (pod, other) = (cluster.pod(1, 1), cluster.pod(1, 2));
+    // At localhost packets are not balanced.
+    let to =
+        [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].map(|ip| SocketAddr::new(ip, node_port(1)));
+    let services = |pod| file([Service::new(1).everywhere().endpoint(pod)]);
+    let mut agent = Agent::start_on(node, &services(pod), &[]);
+    let sockets = to.map(|to| {
+        let socket = host.datagrams(to.ip());
+        socket.connect(to).unwrap();
+        socket
+    });
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        agent.signal(signal);
+        agent.wait();
+        for (to, socket) in to.iter().zip(&sockets) {
+            assert_eq!(answers(host, *to), names([pod]));
+            assert_eq!(socket.ask_peer().unwrap(), pod.name());
+        }
+        agent = agent.restart_on(node, &[]);
+        for (to, socket) in to.iter().zip(&sockets) {
+            assert_eq!(answers(host, *to), names([pod]));
+            assert_eq!(socket.ask_peer().unwrap(), pod.name());
+        }
+    }
+    // The next agent ends what was connected under the one before.
+    agent.apply(&services(other));
+    for socket in &sockets {
+        eventually("the socket is ended", || socket.is_ended());
+    }
+    agent.signal(Signal::SIGTERM);
+    agent.wait();
+    let agent = agent.restart_on(node, &["--socket-lb", "off"]);
+    for to in to {
+        for call in [Call::Tcp, Call::Connected] {
+            let refused = host.call(call, to).map_err(|error| error.kind());
+            assert_eq!(refused, Err(ErrorKind::ConnectionRefused), "{call:?}");
+        }
+    }
+    let status = agent.status();
+    assert_eq!((&status["sockets"]["mode"], &status["sockets"]["attached"]), (&json!("off"), &json!(0)));
+}
+
+#[test]
+fn programs_come_and_go_with_their_agent_beside_those_of_others() {
+    const HOOKS: usize = SocketHook::ALL.len();
+    let cluster = cluster();
+    let group = ControlGroup::new("both");
+    group.attach_stranger();
+    let run = |node: usize, mode: &str| {
+        let arguments = ["--cgroup", group.directory(), "--socket-lb", mode];
+        Agent::start_on(cluster.node(node), &file([]), &arguments)
+    };
+    let mut agent = run(1, "host");
+    assert_eq!(group.programs(), HOOKS + 1);
+    let another = run(2, "on");
+    assert_eq!(group.programs(), 2 * HOOKS + 1);
+    for (mode, programs) in [("on", HOOKS), ("off", 0), ("off", 0), ("host", HOOKS)] {
+        agent.signal(Signal::SIGKILL);
+        agent.wait();
+        agent = agent.restart_on(cluster.node(1), &["--cgroup", group.directory(), "--socket-lb", mode]);
+        assert_eq!(group.programs(), HOOKS + programs + 1, "{mode}");
+        assert_eq!(agent.status()["sockets"]["attached"], programs);
+    }
+    drop(another);
+    assert_eq!(group.programs(), HOOKS + 1);
+    agent.signal(Signal::SIGKILL);
+    agent.wait();
+    assert_eq!(group.programs(), HOOKS + 1);
+    let output = agent.cleanup();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(group.programs(), 1);
+}
+
+#[test]
+fn programs_move_to_another_control_group() {
+    let cluster = cluster();
+    let [first, second] = ["first", "second"].map(ControlGroup::new);
+    let agent = Agent::start_on(cluster.node(1), &file([]), &["--cgroup", first.directory()]);
+    agent.signal(Signal::SIGKILL);
+    let mut agent = agent;
+    agent.wait();
+    let agent = agent.restart_on(cluster.node(1), &["--cgroup", second.directory()]);
+    assert_eq!((first.programs(), second.programs()), (0, SocketHook::ALL.len()));
+    // One that is gone.
+    agent.signal(Signal::SIGKILL);
+    let mut agent = agent;
+    agent.wait();
+    drop(second);
+    let agent = agent.restart_on(cluster.node(1), &["--cgroup", first.directory()]);
+    assert_eq!(
+        (first.programs(), &agent.status()["sockets"]["attached"]),
+        (SocketHook::ALL.len(), &json!(SocketHook::ALL.len()))
+    );
+}
+
+#[test]
+fn the_root_of_all_control_groups_is_found_where_it_is_not_mounted() {
+    let cluster = cluster();
+    let _servers = serve(&cluster);
+    let (node, pod) = (cluster.node(1), cluster.pod(1, 1));
+    let services = file([Service::new(1).everywhere().endpoint(pod)]);
+    let agent = Agent::start_at(Home::of_netns_exec(&services, node.host()), node, &[]);
+    assert_eq!(answers(node.host(), (Ipv4Addr::LOCALHOST, node_port(1)).into()), names([pod]));
+    assert_eq!(agent.status()["sockets"]["attached"], SocketHook::ALL.len());
+}
+
+#[test]
+fn what_is_no_control_group_is_named_and_packets_are_balanced_all_the_same() {
+    let cluster = cluster();
+    let _servers = serve(&cluster);
+    let pod = cluster.pod(1, 1);
+    let agent = Agent::start_on(cluster.node(1), &file([Service::new(1).endpoint(pod)]), &["--cgroup", "/proc"]);
+    assert!(agent.log().contains("/proc is no directory of a cgroup v2 hierarchy"), "{}", agent.log());
+    assert_eq!(agent.status()["sockets"]["attached"], 0);
+    assert_eq!(cluster.client().tcp(vips(1)[0]).unwrap().backend(), pod.name());
+}
+
+// Real programs, in control groups: those of the node and of pods.
+
+/// Runs a program to its end; what it wrote. `None`, with a reason, if it is not installed.
+fn output(mut command: Command) -> Option<String> {
+    let output = match command.stderr(Stdio::inherit()).output() {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            println!("skipped: {} is not installed", command.get_program().display());
+            return None;
+        }
+        output => output.unwrap(),
+    };
+    Some(String::from_utf8(output.stdout).unwrap())
+}
+
+/// Ways to call over Python's sockets.
+const KINDS: [&str; 3] = ["tcp", "connected", "unconnected"];
+
+/// A process that calls a service so many times in each of these ways: each line that it wrote, once.
+fn python(group: &ControlGroup, host: &Host, kinds: &[&str], to: SocketAddr, count: usize) -> Option<BTreeSet<String>> {
+    let mut lines = BTreeSet::new();
+    for kind in kinds {
+        let mut command = group.command(host.namespace(), PYTHON);
+        let (ip, port, count) = (to.ip().to_string(), to.port().to_string(), count.to_string());
+        command.args(["-c", include_str!("sockets/call.py"), kind, &ip, &port, &count]);
+        lines.extend(output(command)?.lines().map(str::to_owned));
+    }
+    Some(lines)
+}
+
+/// By its path, as a shim that stands for it takes time.
+const PYTHON: &str = "/usr/bin/python3";
+
+#[test]
+fn processes_of_pods_are_balanced_as_those_of_the_node_where_all_are() {
+    let cluster = cluster();
+    let _servers = serve(&cluster);
+    let group = ControlGroup::new("all");
+    let exempt = group.child("exempt");
+    let (host, [pod, neighbour], remote) =
+        (cluster.node(1).host(), [cluster.pod(1, 1), cluster.pod(1, 2)], cluster.pod(2, 1));
+    let services = file([
+        Service::new(1).everywhere().endpoint(pod),
+        Service::new(2).everywhere().endpoint(remote),
+        Service::new(3),
+        Service::new(4).endpoints([pod, remote]).set("sessionAffinity", "ClientIP"),
+    ]);
+    let arguments = ["--cgroup", group.directory(), "--socket-lb", "on", "--socket-lb-exempt", exempt.name()];
+    let agent = Agent::start_on(cluster.node(1), &services, &arguments);
+    let calls = |host: &Host, to: SocketAddr| python(&group, host, &KINDS, to, 2);
+    // A socket that is not connected is not told by the kernel that there is nobody.
+    let connects = |group: &ControlGroup, host: &Host, to: SocketAddr| python(group, host, &KINDS[..2], to, 1);
+    let shown = |host: &Host, to: SocketAddr| BTreeSet::from([format!("{} {} {}", host.name(), to.ip(), to.port())]);
+    let error = |name: &str| BTreeSet::from([name.to_owned()]);
+    let before = agent.count("socket");
+    for client in [host, pod, neighbour] {
+        for (service, backend) in [(1, pod), (2, remote)] {
+            // A pod that is its own backend is no special case.
+            for to in [
+                vips(service)[0],
+                vips(service)[1],
+                (external_ips(service)[0], PORT).into(),
+                (host.v4(), node_port(service)).into(),
+            ] {
+                let Some(lines) = calls(client, to) else { return };
+                assert_eq!(lines, shown(backend, to), "{} to {to}\n{}", client.name(), agent.log());
+            }
+        }
+        assert_eq!(calls(client, vips(3)[0]), Some(error("ECONNREFUSED")));
+        // A pod's own loopback is nobody else's.
+        let local = SocketAddr::from((Ipv4Addr::LOCALHOST, node_port(2)));
+        let expected = if client.name() == host.name() { shown(remote, local) } else { error("ECONNREFUSED") };
+        assert_eq!(connects(&group, client, local), Some(expected));
+        // By session affinity.
+        assert_eq!(python(&group, client, &KINDS, vips(4)[1], 6).map(|lines| lines.len()), Some(1));
+    }
+    assert!(agent.count("socket") > before);
+    // What is left alone.
+    let local = SocketAddr::from((Ipv4Addr::LOCALHOST, node_port(1)));
+    assert_eq!(connects(&exempt, host, local), Some(error("ECONNREFUSED")));
+    let below = exempt.child("below");
+    assert_eq!(connects(&below, host, local), Some(error("ECONNREFUSED")));
+    drop(below);
+    // A control group that comes later by that name is meant, too.
+    let name = exempt.name().to_owned();
+    drop(exempt);
+    let exempt = group.child("exempt");
+    assert_eq!(name, exempt.name());
+    eventually("the new control group is left alone", || connects(&exempt, host, local) == Some(error("ECONNREFUSED")));
+}
+
+/// Ends a program when this is dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail if it has ended, which is what they are for.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn sockets_of_pods_that_lose_their_backend_are_ended_too() {
+    let cluster = cluster();
+    let _servers = serve(&cluster);
+    let group = ControlGroup::new("ended");
+    let (client, [first, second]) = (cluster.pod(1, 2), [cluster.pod(1, 1), cluster.pod(2, 1)]);
+    let with = |pod| file([Service::new(1).endpoint(pod)]);
+    let arguments = ["--cgroup", group.directory(), "--socket-lb", "on"];
+    let agent = Agent::start_on(cluster.node(1), &with(first), &arguments);
+    let mut talkers = Vec::new();
+    for to in vips(1) {
+        let mut command = group.command(client.namespace(), PYTHON);
+        command.args(["-c", include_str!("sockets/stay.py"), &to.ip().to_string(), &to.port().to_string(), "50"]);
+        let Ok(mut child) = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn() else {
+            println!("skipped: python3 is not installed");
+            return;
+        };
+        let ends = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        talkers.push((Running(child), ends));
+    }
+    let mut ask = || {
+        let mut lines = Vec::new();
+        for (_, (stdin, stdout)) in &mut talkers {
+            stdin.write_all(b"\n").unwrap();
+            let mut line = String::new();
+            stdout.read_line(&mut line).unwrap();
+            let (silence, backends) = line.trim_end().split_once(' ').unwrap();
+            lines.push((Duration::from_millis(silence.parse().unwrap()), backends.to_owned()));
+        }
+        lines
+    };
+    eventually("all are answered", || ask().into_iter().all(|(_, backends)| backends == first.name()));
+    ask();
+    agent.apply(&with(second));
+    cut(first);
+    thread::sleep(Duration::from_secs(1));
+    for (silence, backends) in ask() {
+        println!("no socket was silent for longer than {silence:?}");
+        assert_eq!(backends, second.name(), "{}", agent.log());
+        assert!(silence < Duration::from_secs(1) * slowness(), "{silence:?}");
+    }
+    assert_eq!(agent.status()["sockets"]["ended"], 100);
+}
+
+#[test]
+fn real_programs_reach_services() {
+    let cluster = cluster();
+    let (host, pod) = (cluster.node(1).host(), cluster.pod(2, 1));
+    let group = ControlGroup::new("programs");
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("name"), "a page").unwrap();
+    let mut server = pod.namespace().command(PYTHON);
+    server.args(["-c", include_str!("sockets/web.py"), &TARGET_PORT.to_string()]).current_dir(directory.path());
+    let Ok(server) = server.stderr(Stdio::null()).stdout(Stdio::null()).spawn() else {
+        println!("skipped: python3 is not installed");
+        return;
+    };
+    let _server = Running(server);
+    eventually("it listens", || pod.namespace().run(|| TcpStream::connect(("::1", TARGET_PORT))).is_ok());
+    let dns = pod.namespace().run(|| UdpSocket::bind(("::", 5353)).unwrap());
+    let _dns = pod.namespace().spawn(move |stop| answer_names(&dns, &stop));
+    let ports = json!([
+        { "name": "http", "port": PORT, "targetPort": TARGET_PORT },
+        { "name": "dns", "port": 53, "targetPort": 5353, "protocol": "UDP" },
+    ]);
+    let services = file([Service::new(1).endpoint(pod).set("ports", ports)]);
+    let arguments = ["--cgroup", group.directory(), "--socket-lb", "on"];
+    let _agent = Agent::start_on(cluster.node(1), &services, &arguments);
+    for client in [host, cluster.pod(1, 1)] {
+        for ip in cluster_ips(1) {
+            let url = format!("http://{}/name", SocketAddr::new(ip, PORT));
+            let mut curl = group.command(client.namespace(), "curl");
+            curl.args(["--silent", "--show-error", "--write-out", " from %{remote_ip}", &url]);
+            if let Some(page) = output(curl) {
+                assert_eq!(page, format!("a page from {ip}"));
+            }
+            // The C library's own client of DNS, which has a resolv.conf of its own.
+            let resolv = directory.path().join("resolv.conf");
+            fs::write(&resolv, format!("nameserver {ip}\noptions timeout:5 attempts:2\n")).unwrap();
+            let script = "mount --bind \"$0\" /etc/resolv.conf && getent ahostsv4 www.wharf.test";
+            let mut getent = group.command(client.namespace(), "unshare");
+            getent.args(["--mount", "sh", "-c", script]).arg(&resolv);
+            let found = output(getent).unwrap();
+            assert!(found.starts_with("192.0.2.53"), "{found:?}");
+        }
+    }
+}
+
+/// A DNS server that knows one address (RFC 1035, section 4.1).
+fn answer_names(socket: &UdpSocket, stop: &CancellationToken) {
+    socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let mut buffer = [0; 512];
+    while !stop.is_cancelled() {
+        let Ok((length, client)) = socket.recv_from(&mut buffer) else { continue };
+        // The question ends with the end of its name, a type and a class; what else was asked along is not answered.
+        let name = buffer[12..length].iter().position(|byte| *byte == 0).unwrap();
+        let question = &buffer[12..12 + name + 5];
+        let head = [&buffer[..2], &[0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]].concat();
+        let record = [0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 53];
+        socket.send_to(&[&head, question, &record[..]].concat(), client).unwrap();
+    }
+}

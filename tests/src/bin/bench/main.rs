@@ -1,5 +1,5 @@
 //! `cargo xtask bench`: what a packet costs, in nanoseconds of the real programs, net of the packet generator; what the
-//! agent's work costs; and what is left of the throughput.
+//! agent's work costs; what is left of the throughput; and what calls on sockets cost.
 //!
 //! The generator (an XDP and a tc program) lays each packet down and tail-calls the program under test, so that packets
 //! of as many flows as wanted go through it in one `BPF_PROG_TEST_RUN`. What the generator costs by itself is measured in
@@ -9,6 +9,7 @@ mod changes;
 mod generator;
 mod packets;
 mod report;
+mod sockets;
 mod throughput;
 
 use std::process::ExitCode;
@@ -56,6 +57,8 @@ enum Part {
     Collector,
     /// Throughput, by iperf3
     Throughput,
+    /// Calls on sockets
+    Sockets,
     /// Instructions that the verifier went through
     Instructions,
 }
@@ -100,6 +103,10 @@ fn run(args: &Args) -> Result<()> {
             Part::Throughput => {
                 progress("throughput");
                 report.throughput = Some(throughput::throughputs()?);
+            }
+            Part::Sockets => {
+                progress("sockets");
+                report.sockets = Some(sockets::sockets()?);
             }
             Part::Instructions => report.verified_instructions = Some(packets::verified_instructions()?),
         }

@@ -7,6 +7,7 @@ use crate::{
     changes::{Change, Collection},
     generator::{PACKETS, ROUNDS},
     packets::{Row, Stranger},
+    sockets::Sockets,
     throughput::{self, Throughputs},
 };
 
@@ -28,6 +29,9 @@ pub(crate) struct Report {
     /// What goes through in a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) throughput: Option<Throughputs>,
+    /// What balancing of sockets costs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sockets: Option<Vec<Sockets>>,
     /// How many instructions the verifier went through for each program; null where the kernel does not say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) verified_instructions: Option<Vec<(String, Option<u32>)>>,
@@ -42,6 +46,7 @@ impl Report {
             self.changes.as_deref().map(changes),
             self.collections.as_deref().map(collections),
             self.throughput.as_ref().map(throughput),
+            self.sockets.as_deref().map(sockets),
             self.verified_instructions.as_deref().map(verified_instructions),
         ];
         sections.into_iter().flatten().collect::<Vec<_>>().join("\n\n")
@@ -134,6 +139,19 @@ fn throughput(throughputs: &Throughputs) -> String {
          (median of {} rounds):\n\n{}",
         throughput::ROUNDS,
         table(&header, 4, lines)
+    )
+}
+
+fn sockets(rows: &[Sockets]) -> String {
+    let lines = rows.iter().map(|row| {
+        let names = [row.what, row.family].map(str::to_owned);
+        let rates = [row.straight, row.balanced].map(|rate| format!("{rate:.2}"));
+        names.into_iter().chain(rates).chain([format!("{:.3}", row.part)]).collect()
+    });
+    let header = ["IN A SECOND", "FAMILY", "STRAIGHT", "BALANCED", "PART"];
+    format!(
+        "From a process of a node to a pod there, by its address and by its service's, in turns beside one agent (medians):\n\n{}",
+        table(&header, 2, lines)
     )
 }
 

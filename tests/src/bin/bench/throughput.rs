@@ -115,7 +115,8 @@ fn detour(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn median(figures: impl Iterator<Item = f64>) -> Result<f64> {
+/// The middle one of some figures.
+pub(crate) fn median(figures: impl Iterator<Item = f64>) -> Result<f64> {
     let mut figures: Vec<_> = figures.collect();
     figures.sort_by(f64::total_cmp);
     figures.get(figures.len() / 2).copied().context("there are rounds")

@@ -60,6 +60,8 @@ fn missing(toolchain: Option<&Toolchain>) -> Vec<Package> {
     let is_nightly = toolchain.is_some_and(|toolchain| toolchain.compiler != Compiler::Distribution);
     let has_clippy = is_nightly || Compiler::in_distribution("cargo-clippy").exists();
     let has_ip = find("ip", |_| true).is_some();
+    let has_curl = find("curl", |_| true).is_some();
+    let has_python = Path::new("/usr/bin/python3").exists();
     let has_iperf3 = find("iperf3", |_| true).is_some();
     let all = [
         (has_compiler, ("rustc-web", "compiles the eBPF programs")),
@@ -68,7 +70,9 @@ fn missing(toolchain: Option<&Toolchain>) -> Vec<Package> {
         (has_clippy, ("rust-web-clippy", "lints them")),
         (has_linker || has_llvm, ("llvm-22-dev", "is what bpf-linker, which links them, is built with")),
         (has_ip, ("iproute2", "shows and makes the networks of the tests")),
-        // Elsewhere than on Debian the bench does without.
+        // Elsewhere than on Debian the tests and the bench do without.
+        (has_curl || !is_debian(), ("curl", "calls services in tests")),
+        (has_python || !is_debian(), ("python3", "does so by sockets of its own")),
         (has_iperf3 || !is_debian(), ("iperf3", "measures throughput in the bench")),
     ];
     all.into_iter().filter(|(is_there, _)| !is_there).map(|(_, package)| package).collect()

@@ -10,7 +10,7 @@ use crate::place::workspace;
 /// Programs of tests, and which of their tests; all of them if none is named. In a guest a verifier takes ten seconds instead of one
 /// for the programs, and almost every test loads them anew. So where there are many tests, these are the ones in which kernels may
 /// differ: where programs sit and what is left of them, least recently used entries, sockets, neighbours, routes.
-const RING: [(&str, &[&str]); 8] = [
+const RING: [(&str, &[&str]); 9] = [
     ("packets", &[]),
     ("hostile", &[]),
     (
@@ -53,6 +53,16 @@ const RING: [(&str, &[&str]); 8] = [
     ),
     // On a machine where nobody may look at process 1, this is the only place where it is run.
     ("privileges", &["what_was_run_by_ip_netns_exec_removes_its_pins_without_the_privilege_to_look_for_them"]),
+    (
+        "sockets",
+        &[
+            "a_udp_socket_may_be_connected_elsewhere",
+            "no_client_of_udp_stays_on_a_dead_backend_while_all_are_replaced",
+            "processes_reach_services_by_every_address_and_every_kind_of_socket",
+            "programs_come_and_go_with_their_agent_beside_those_of_others",
+            "what_is_a_node_port_is_no_port_of_anybody_else",
+        ],
+    ),
     ("nodes", &["tcp_connections_stay_where_they_are_when_endpoints_change"]),
 ];
 

@@ -119,5 +119,9 @@ fn node_ports_are_served_where_the_operator_says() {
     };
     assert_eq!(served("primary"), set(&["192.0.2.10"]));
     assert_eq!(served("192.0.2.0/24,2001:db8::/32"), set(&["192.0.2.10", "2001:db8::10"]));
-    assert_eq!(served("203.0.113.0/24"), BTreeSet::new());
+    assert_eq!(served("203.0.113.0/24,fd00::/8"), BTreeSet::new());
+    // A family that no range is given of.
+    assert_eq!(served("192.0.2.0/24"), set(&["192.0.2.10", "2001:db8::10"]));
+    assert_eq!(served("fd00::/8"), set(&["192.0.2.10", "198.51.100.1", "10.244.0.1"]));
+    assert_eq!(served("").len(), 4);
 }

@@ -41,7 +41,7 @@ use crate::{
     model::{Desired, Endpoint, Service, ServiceName, TrafficPolicy},
     network::{Change, Network, NetworkError, Roles, name_of},
     observe::{
-        http::{self, HealthChecks, Listen},
+        http::{self, HealthChecks, Listen, ListenError},
         metrics::Metrics,
     },
     plan::plan,
@@ -79,6 +79,8 @@ pub struct Options {
     pub metrics: Listen,
     /// Where it is told over HTTP whether the agent is well.
     pub health: Listen,
+    /// Whether the agent ends if it can't listen there at once.
+    pub must_listen: bool,
 }
 
 /// Why the agent could not start, or go on.
@@ -99,6 +101,9 @@ pub enum AgentError {
     /// The admin socket could not be opened.
     #[error(transparent)]
     Admin(#[from] BindError),
+    /// A place for HTTP could not be had.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// The services file is not followed any more.
     #[error("the services file is not followed any more; this is a bug in wharf")]
     SourceEnded,
@@ -145,6 +150,9 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let (query_sender, mut queries) = mpsc::channel(16);
     // First, so that a second agent ends before it touches anything.
     let server = Server::bind(&options.admin).await?;
+    if options.must_listen {
+        http::expect_free([(http::METRICS_FLAG, options.metrics), (http::HEALTH_FLAG, options.health)]).await?;
+    }
     let is_there = follow_source(&options, reload_receiver, update_sender);
     let pins = take_pins(&options.bpffs, &mut signals).await?;
     let Some(pins) = pins else { return Ok(()) };

@@ -2,8 +2,11 @@
 
 use std::{
     ffi::OsString,
-    fs,
-    os::unix::{fs::chown, net::UnixDatagram},
+    fs::{self, Permissions},
+    os::unix::{
+        fs::{PermissionsExt as _, chown},
+        net::UnixDatagram,
+    },
     path::{Path, PathBuf},
     process::Command,
 };
@@ -84,7 +87,8 @@ impl Home {
     pub fn listen(&mut self) -> UnixDatagram {
         let path = self.path().join("notify");
         let socket = UnixDatagram::bind(&path).expect("the directory is ours");
-        give_away(&path);
+        // As systemd's is: whoever it starts may write to it.
+        fs::set_permissions(&path, Permissions::from_mode(0o777)).expect("it is ours");
         self.manager = Some(path);
         socket
     }

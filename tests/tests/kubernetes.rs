@@ -103,7 +103,9 @@ fn is_empty(agent: &Agent) {
 fn objects_are_served_whichever_comes_first_until_they_go() {
     let world = World::new();
     let _servers = world.lab.serve(TARGET_PORT);
-    let agent = world.agent();
+    // All is made anew again and again meanwhile, and found to be the same.
+    let arguments = [&NODE[..], &["--config-sync-period", "1s"]].concat();
+    let agent = Agent::launch_at(Home::of_cluster(&world.server), &world.lab, &arguments).ready();
     for services_first in [true, false] {
         let slices = world.endpoints(&[1]);
         if services_first {
@@ -131,6 +133,7 @@ fn objects_are_served_whichever_comes_first_until_they_go() {
         }
         is_empty(&agent);
     }
+    assert!(!agent.log().contains("bug"), "{}", agent.log());
     agent.stop();
 }
 

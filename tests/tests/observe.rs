@@ -65,6 +65,17 @@ fn a_port_that_is_taken_harms_nothing_and_is_had_once_it_is_free() {
     let taken = lab.lb().namespace().run(|| TcpListener::bind("127.0.0.1:10249").unwrap());
     let agent = Agent::start(&lab, "services: []", &[]);
     eventually("it is told", || agent.log().contains("no metrics over HTTP for now: 127.0.0.1:10249"));
+    // One that may not wait ends before it does anything.
+    let other = lab.lb().namespace().run(|| TcpListener::bind("127.0.0.1:10256").unwrap());
+    let arguments = ["--bind-address-hard-fail", "--metrics-bind-address=", "--healthz-bind-address=127.0.0.1"];
+    let mut strict = Agent::launch(&lab, "services: []", &arguments);
+    assert_eq!(strict.wait().code(), Some(1));
+    let log = strict.log();
+    assert!(
+        log.contains("127.0.0.1:10256 can't be listened on; --healthz-bind-address") && log.contains("in use"),
+        "{log}"
+    );
+    drop((other, strict));
     drop(taken);
     eventually("metrics are there", || lab.lb().http(METRICS).is_ok_and(|page| page.status == 200));
 }

@@ -4,7 +4,13 @@
 use std::os::unix::net::UnixDatagram;
 
 use nix::sys::signal::Signal;
-use tests::{SOON, agent::Agent, home::Home, topology::Topology};
+use tests::{
+    SOON,
+    agent::Agent,
+    apiserver::{ApiServer, objects::node},
+    home::Home,
+    topology::Topology,
+};
 
 /// The lines of the next message.
 #[track_caller]
@@ -12,6 +18,26 @@ fn next(manager: &UnixDatagram) -> Vec<String> {
     let mut bytes = [0; 4096];
     let length = manager.recv(&mut bytes).unwrap();
     String::from_utf8_lossy(bytes.get(..length).unwrap()).lines().map(str::to_owned).collect()
+}
+
+/// Changes of a cluster come by themselves: there is nothing to read again.
+#[test]
+fn a_reload_of_an_agent_that_follows_a_cluster_is_over_at_once() {
+    let lab = Topology::new().up();
+    let server = lab.lb().namespace().run(ApiServer::start);
+    let mut home = Home::of_cluster(&server);
+    let manager = home.listen();
+    manager.set_read_timeout(Some(SOON)).unwrap();
+    server.apply(node("here"));
+    let agent = Agent::launch_at(home, &lab, &["--node-name", "here"]);
+    assert!(next(&manager).iter().any(|line| line.contains("not told all services yet")));
+    assert_eq!(next(&manager), ["READY=1", "STATUS=balancing; services: 0"]);
+    for _ in 0..2 {
+        agent.signal(Signal::SIGHUP);
+        assert!(next(&manager).iter().any(|line| line == "RELOADING=1"));
+        assert_eq!(next(&manager), ["READY=1", "STATUS=balancing; services: 0"]);
+    }
+    agent.stop();
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use lb_common::flow::{Tick, Timeouts};
 
 use super::host::Host;
@@ -33,19 +33,22 @@ pub(super) struct Args {
     #[arg(long)]
     kubernetes: bool,
     /// How to reach the API server; without it, as a pod finds it [requires: --kubernetes]
-    #[arg(long, value_name = "FILE", requires = "kubernetes")]
+    #[arg(long, value_name = "FILE", conflicts_with = "services")]
     kubeconfig: Option<PathBuf>,
     /// The API server's URL, in place of the one found otherwise; not one that Wharf balances itself
-    #[arg(long, value_name = "URL", requires = "kubernetes")]
+    #[arg(long, value_name = "URL", conflicts_with = "services")]
     master: Option<String>,
+    /// How often all services are made anew of what the API server has said [requires: --kubernetes]
+    #[arg(long, value_name = "TIME", default_value = "15m", value_parser = timeout, conflicts_with = "services")]
+    config_sync_period: Duration,
     /// Where other commands reach the agent
     #[arg(long, value_name = "PATH", default_value = admin::DEFAULT_SOCKET)]
     admin: PathBuf,
     /// The name of this node, as endpoints of services say on which node they are [default with --kubernetes: the host's name]
     #[arg(long, value_name = "NAME", alias = "hostname-override")]
     node_name: Option<String>,
-    /// On which of the node's addresses a NodePort is served: ranges with commas between them, or `primary` for the one of
-    /// each family that packets leave the first interface with [default: all]
+    /// On which of the node's addresses a NodePort is served: ranges with commas between them, all of a family that has none of
+    /// them, or `primary` for the one of each family that packets leave the first interface with [default: all]
     #[arg(long, value_name = "CIDR[,CIDR...]|primary")]
     nodeport_addresses: Option<NodePorts>,
     /// Whose sockets are balanced when they connect or send, so that their packets need no translation: of all network namespaces, of
@@ -83,12 +86,22 @@ pub(super) struct Args {
     keep: bool,
     #[command(flatten)]
     sizes: SizeOptions,
+    #[command(flatten)]
+    http: Http,
+}
+
+/// What is told over HTTP.
+#[derive(Debug, clap::Args)]
+struct Http {
     /// Where `/metrics` is to be had over HTTP; empty: nowhere
     #[arg(long, value_name = "ADDRESS[:PORT]", default_value_t = http::DEFAULT_METRICS, value_parser = Listen::metrics)]
     metrics_bind_address: Listen,
     /// Where `/healthz` and `/livez` are to be had over HTTP; empty: nowhere [default: port 10256 with --kubernetes, else nowhere]
     #[arg(long, value_name = "ADDRESS[:PORT]", value_parser = Listen::health)]
     healthz_bind_address: Option<Listen>,
+    /// End if one of these places is taken, and do not try again
+    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true")]
+    bind_address_hard_fail: bool,
 }
 
 impl Args {
@@ -109,26 +122,26 @@ impl Args {
     }
 }
 
-/// How this host is called, as kubelet calls its node (Kubernetes, `GetHostname` in `pkg/util/node`).
-fn host_name() -> anyhow::Result<Arc<str>> {
-    let name =
-        fs::read_to_string("/proc/sys/kernel/hostname").context("the host's name is not known; give --node-name")?;
-    Ok(name.trim().to_lowercase().into())
+/// How this node is called in a cluster, as kubelet calls it (Kubernetes, `GetHostname` in `pkg/util/node`).
+fn name_in_cluster(given: Option<&str>) -> anyhow::Result<Arc<str>> {
+    let host = || fs::read_to_string("/proc/sys/kernel/hostname");
+    let name = given.map_or_else(host, |given| Ok(given.to_owned()));
+    let name = name.context("the host's name is not known; give --node-name")?.trim().to_lowercase();
+    ensure!(!name.is_empty(), "--node-name is empty");
+    Ok(name.into())
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let settings = args.settings();
-    let node_name = match &args.node_name {
-        Some(name) => Some(name.as_str().into()),
-        None if args.kubernetes => Some(host_name()?),
-        None => None,
-    };
+    let given = args.node_name.as_deref();
+    let node_name = if args.kubernetes { Some(name_in_cluster(given)?) } else { given.map(Into::into) };
     let source = match args.services {
         Some(path) => Source::File(path),
         None => Source::Kubernetes(Connection {
             kubeconfig: args.kubeconfig,
             master: args.master,
             node_name: node_name.clone(),
+            sync_period: args.config_sync_period,
         }),
     };
     let health = if args.kubernetes { http::any(http::HEALTH_PORT) } else { Listen(None) };
@@ -154,8 +167,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         keep: args.keep,
         sizes: args.sizes,
         keep_sysctls: args.host.keep_sysctls,
-        metrics: args.metrics_bind_address,
-        health: args.healthz_bind_address.unwrap_or(health),
+        metrics: args.http.metrics_bind_address,
+        health: args.http.healthz_bind_address.unwrap_or(health),
+        must_listen: args.http.bind_address_hard_fail,
     };
     let files = options.source.files();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -236,8 +250,50 @@ mod tests {
         assert_eq!(parse("--nodeport-addresses primary").unwrap().nodeport_addresses, Some(NodePorts::Primary));
         let ranges = parse("--nodeport-addresses 10.0.0.0/8,fd00::/8").unwrap().nodeport_addresses;
         assert!(matches!(ranges, Some(NodePorts::In(ranges)) if ranges.len() == 2));
+        assert_eq!(parse("--nodeport-addresses=").unwrap().nodeport_addresses, Some(NodePorts::All));
         for wrong in ["10.0.0.1", "primary,10.0.0.0/8", "10.0.0.0/33", ","] {
             assert!(parse(&format!("--nodeport-addresses {wrong}")).is_err(), "{wrong}");
+        }
+    }
+
+    /// As they are in the manifests of a cluster.
+    #[test]
+    fn what_kube_proxy_is_told_and_makes_sense_here_is_taken_and_else_refused() {
+        let parse = |arguments: &str| {
+            let given = format!("wharf --interface eth0 --kubernetes {arguments}");
+            Command::try_parse_from(given.split_whitespace()).map(|command| command.args)
+        };
+        let args = parse(
+            "--kubeconfig=/var/lib/kube-proxy/kubeconfig.conf --master=https://192.0.2.1:6443 --hostname-override=Node-1 \
+             --nodeport-addresses=primary --healthz-bind-address=0.0.0.0:10256 --metrics-bind-address=127.0.0.1:10249 \
+             --bind-address-hard-fail=true --config-sync-period=15m0s",
+        )
+        .unwrap();
+        assert!(args.http.bind_address_hard_fail && args.config_sync_period == Duration::from_secs(900));
+        assert_eq!(&*name_in_cluster(args.node_name.as_deref()).unwrap(), "node-1");
+        assert!(name_in_cluster(Some(" ")).is_err());
+        assert!(!parse("").unwrap().http.bind_address_hard_fail && parse("--bind-address-hard-fail").is_ok());
+        for of_a_cluster in ["--kubeconfig=x", "--master=x", "--config-sync-period=1m"] {
+            assert!(self::parse(of_a_cluster).is_err(), "{of_a_cluster} says nothing about a file");
+        }
+        for refused in [
+            "--bind-address=0.0.0.0",
+            "--cleanup",
+            "--cluster-cidr=10.244.0.0/16",
+            "--config=/var/lib/kube-proxy/config.conf",
+            "--config-sync-period=0",
+            "--conntrack-max-per-core=32768",
+            "--detect-local-mode=ClusterCIDR",
+            "--feature-gates=A=true",
+            "--healthz-port=10256",
+            "--iptables-sync-period=30s",
+            "--ipvs-scheduler=rr",
+            "--masquerade-all",
+            "--oom-score-adj=-998",
+            "--proxy-mode=iptables",
+            "--v=2",
+        ] {
+            assert!(parse(refused).is_err(), "{refused}");
         }
     }
 }

@@ -23,17 +23,19 @@ pub enum NodePorts {
     All,
     /// The one of each family that packets to backends leave the first uplink with.
     Primary,
-    /// Those in these ranges.
+    /// Those in these ranges; in a family that has none of them, all.
     In(Vec<IpNet>),
 }
 
 impl FromStr for NodePorts {
     type Err = String;
 
-    /// As kube-proxy's `--nodeport-addresses`: ranges with commas between them, or `primary`.
+    /// As kube-proxy's `--nodeport-addresses`: ranges with commas between them, `primary`, or nothing for all.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text == "primary" {
-            return Ok(Self::Primary);
+        match text {
+            "" => return Ok(Self::All),
+            "primary" => return Ok(Self::Primary),
+            _ => {}
         }
         let range = |text: &str| {
             text.trim().parse().map_err(|_| format!("{text:?} is not a range such as 192.0.2.0/24, nor primary alone"))
@@ -87,17 +89,15 @@ impl Roles {
         let serves_node_ports = |address: &IpAddr| match &self.node_ports {
             NodePorts::All => true,
             NodePorts::Primary => primary.contains(&Some(*address)),
-            NodePorts::In(ranges) => ranges.iter().any(|range| range.contains(address)),
+            // As kube-proxy has it (Kubernetes, `NewNodePortAddresses` in `pkg/proxy/util/nodeport_addresses.go`).
+            NodePorts::In(ranges) => {
+                let mut of_family =
+                    ranges.iter().filter(|range| range.addr().is_ipv4() == address.is_ipv4()).peekable();
+                of_family.peek().is_none() || of_family.any(|range| range.contains(address))
+            }
         };
         // In the tables one entry stands for all addresses of loopback, which only sockets ever look for.
-        let serves_localhost = |(loopback, _): &(IpAddr, IpAddr)| {
-            self.balances_sockets
-                && match &self.node_ports {
-                    NodePorts::All => true,
-                    NodePorts::Primary => false,
-                    NodePorts::In(ranges) => ranges.iter().any(|range| range.contains(loopback)),
-                }
-        };
+        let serves_localhost = |(loopback, _): &(IpAddr, IpAddr)| self.balances_sockets && serves_node_ports(loopback);
         let localhost = LOCALHOST.into_iter().filter(serves_localhost).map(|(_, unspecified)| unspecified);
         Node {
             name: self.node_name.clone(),

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    fmt,
+    fmt, io,
     net::{AddrParseError, IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
     str::FromStr,
@@ -85,6 +85,32 @@ impl fmt::Display for Listen {
     }
 }
 
+/// Why there is no listening at a place.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{address} can't be listened on; {flag} names another place, and without --bind-address-hard-fail it is tried again"
+)]
+pub struct ListenError {
+    flag: &'static str,
+    address: SocketAddr,
+    source: io::Error,
+}
+
+/// Makes sure that places can be had which flags name.
+pub async fn expect_free(places: [(&'static str, Listen); 2]) -> Result<(), ListenError> {
+    for (flag, Listen(address)) in places {
+        if let Some(address) = address {
+            TcpListener::bind(address).await.map_err(|source| ListenError { flag, address, source })?;
+        }
+    }
+    Ok(())
+}
+
+/// The flag that says where metrics are to be.
+pub const METRICS_FLAG: &str = "--metrics-bind-address";
+/// The flag that says where health is to be told.
+pub const HEALTH_FLAG: &str = "--healthz-bind-address";
+
 /// Answers about metrics for as long as it is polled; `queries` leads to the agent's loop.
 pub async fn serve_metrics(at: Listen, queries: mpsc::Sender<Query>) {
     let router = Router::new()
@@ -92,13 +118,13 @@ pub async fn serve_metrics(at: Listen, queries: mpsc::Sender<Query>) {
         // The last word is the API's name of the mode: scripts tell by it what to look for on a node.
         .route("/proxyMode", get(|| async { "wharf" }))
         .with_state(queries);
-    serve("metrics", "--metrics-bind-address", at, router).await;
+    serve("metrics", METRICS_FLAG, at, router).await;
 }
 
 /// Answers about the agent's health for as long as it is polled; `queries` leads to the agent's loop.
 pub async fn serve_health(at: Listen, queries: mpsc::Sender<Query>) {
     let router = Router::new().route("/healthz", get(healthz)).route("/livez", get(livez)).with_state(queries);
-    serve("health", "--healthz-bind-address", at, router).await;
+    serve("health", HEALTH_FLAG, at, router).await;
 }
 
 /// The ports on which load balancers ask whether this node has endpoints of a service; closed on drop.

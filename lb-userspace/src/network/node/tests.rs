@@ -119,7 +119,11 @@ fn node_ports_are_served_where_the_operator_says() {
     };
     assert_eq!(served("primary"), set(&["192.0.2.10"]));
     assert_eq!(served("192.0.2.0/24,2001:db8::/32"), set(&["192.0.2.10", "2001:db8::10"]));
-    assert_eq!(served("203.0.113.0/24"), BTreeSet::new());
+    assert_eq!(served("203.0.113.0/24,fd00::/8"), BTreeSet::new());
+    // A family that no range is given of.
+    assert_eq!(served("192.0.2.0/24"), set(&["192.0.2.10", "2001:db8::10"]));
+    assert_eq!(served("fd00::/8"), set(&["192.0.2.10", "198.51.100.1", "10.244.0.1"]));
+    assert_eq!(served("").len(), 4);
 }
 
 #[test]
@@ -133,6 +137,8 @@ fn sockets_find_node_ports_at_localhost_where_they_are_served_there() {
     let both: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
     assert_eq!(served(NodePorts::All), both);
     assert!(served(NodePorts::Primary).is_empty());
-    assert_eq!(served("192.0.2.0/24,127.0.0.0/8".parse().unwrap()), both[..1]);
-    assert_eq!(served("::1/128".parse().unwrap()), both[1..]);
+    assert!(served("192.0.2.0/24,2001:db8::/32".parse().unwrap()).is_empty());
+    assert_eq!(served("127.0.0.0/8,2001:db8::/32".parse().unwrap()), both[..1]);
+    assert_eq!(served("192.0.2.0/24,::1/128".parse().unwrap()), both[1..]);
+    assert_eq!(served("::1/128".parse().unwrap()), both, "no range is of IPv4");
 }

@@ -170,9 +170,7 @@ impl Cluster {
 
     /// What is wanted now.
     pub fn loaded(&mut self) -> Loaded {
-        for name in mem::take(&mut self.changed) {
-            self.make(&name);
-        }
+        self.make_changed();
         Loaded {
             desired: Arc::new(self.desired.clone()),
             node: self.node.clone(),
@@ -181,6 +179,31 @@ impl Cluster {
                 begun: mem::take(&mut self.begun).into_values().flatten().collect(),
                 ..mem::take(&mut self.changes)
             },
+        }
+    }
+
+    /// Makes everything anew of the objects that there are. Whether that is something else than what came of all their changes,
+    /// which it should not be.
+    pub(super) fn refresh(&mut self) -> bool {
+        self.make_changed();
+        let before = mem::take(&mut self.desired);
+        self.changed = self.services.keys().cloned().collect();
+        self.make_changed();
+        let is_other = self.desired != before;
+        if is_other {
+            let remark =
+                "the services were not what the objects of the cluster say, and are now; this is a bug in wharf";
+            self.new_warnings.push(remark.to_owned());
+        } else {
+            // Of two states that share nothing all would have to be compared.
+            self.desired = before;
+        }
+        is_other
+    }
+
+    fn make_changed(&mut self) {
+        for name in mem::take(&mut self.changed) {
+            self.make(&name);
         }
     }
 
@@ -218,4 +241,36 @@ impl Cluster {
 /// The names that are known and should not be.
 fn absent<T>(known: &BTreeMap<ObjectName, T>, names: &BTreeSet<ObjectName>) -> Vec<ObjectName> {
     known.keys().filter(|name| !names.contains(*name)).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{from_value, json};
+
+    use super::*;
+
+    #[test]
+    fn what_is_made_anew_is_what_came_of_all_changes_and_else_it_is_told() {
+        let mut cluster = Cluster::new(None);
+        for (name, ip) in [("a", "10.96.0.1"), ("b", "10.96.0.2")] {
+            let spec = json!({ "clusterIP": ip, "ports": [{ "port": 80 }] });
+            let service = json!({ "metadata": { "namespace": "ns", "name": name }, "spec": spec });
+            cluster.set_service(&from_value(service).unwrap());
+        }
+        assert!(!cluster.refresh(), "what was not told yet is no news");
+        let whole = cluster.loaded().desired;
+        assert!(!cluster.refresh());
+        let same = cluster.loaded().desired;
+        for (name, service) in whole.services() {
+            assert!(Arc::ptr_eq(service, &same.services()[name]), "what is the same is shared");
+        }
+        let (name, service) = whole.services().get_min().unwrap();
+        cluster.desired.remove(name);
+        assert!(cluster.refresh());
+        let Loaded { desired, warnings, .. } = cluster.loaded();
+        assert!(desired == whole && warnings.iter().any(|it| it.contains("a bug in wharf")), "{warnings:?}");
+        cluster.desired.set(model::ServiceName { name: "ns/gone".into(), ..name.clone() }, Arc::clone(service));
+        assert!(cluster.refresh());
+        assert_eq!(cluster.loaded().desired, whole);
+    }
 }

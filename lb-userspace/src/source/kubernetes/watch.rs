@@ -38,7 +38,7 @@ use super::{
 use crate::source::Update;
 
 /// How to reach the API server, and which node this is.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Connection {
     /// A kubeconfig; where there is none, what a pod finds in its own file system and environment.
     pub kubeconfig: Option<PathBuf>,
@@ -46,6 +46,8 @@ pub struct Connection {
     pub master: Option<String>,
     /// How this node is called.
     pub node_name: Option<Arc<str>>,
+    /// How often everything is made anew of what the server has said.
+    pub sync_period: Duration,
 }
 
 /// What a service account is known by; read again, as it is replaced now and then.
@@ -115,7 +117,7 @@ pub async fn watch(connection: Connection, updates: mpsc::Sender<Update>) {
         let this = watcher::Config::default().fields(&format!("metadata.name={name}"));
         tokio::spawn(follow("Node", Api::<Node>::all(client), this, Item::Node, sender));
     }
-    Follower::new(connection.node_name, items).run(&updates).await;
+    Follower::new(connection.node_name, connection.sync_period, items).run(&updates).await;
 }
 
 async fn client(connection: &Connection) -> Result<Client, KubernetesError> {
@@ -181,6 +183,9 @@ struct Follower {
     error: Option<KubernetesError>,
     /// When the last error came, until all is well again.
     troubled: Option<Instant>,
+    sync_period: Duration,
+    /// When to make everything anew.
+    sync_at: Instant,
 }
 
 /// The names in a list that is being received.
@@ -192,7 +197,7 @@ struct Listing {
 }
 
 impl Follower {
-    fn new(node_name: Option<Arc<str>>, items: mpsc::Receiver<Item>) -> Self {
+    fn new(node_name: Option<Arc<str>>, sync_period: Duration, items: mpsc::Receiver<Item>) -> Self {
         let node = Listing { is_synced: node_name.is_none(), ..Listing::default() };
         Self {
             items,
@@ -203,6 +208,8 @@ impl Follower {
             has_news: false,
             error: None,
             troubled: None,
+            sync_period,
+            sync_at: Instant::now() + sync_period,
         }
     }
 
@@ -230,6 +237,10 @@ impl Follower {
                     // Said once more, so that the error is not told any longer.
                     self.troubled = None;
                     self.has_news = true;
+                }
+                () = sleep_until(self.sync_at.into()), if is_synced => {
+                    self.has_news |= self.cluster.refresh();
+                    self.sync_at = Instant::now() + self.sync_period;
                 }
             }
         }

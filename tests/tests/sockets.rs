@@ -3,7 +3,12 @@
 //! The programs are attached at the root of all control groups, and each agent has its own: so a process of a node meets those of
 //! other tests, too, which leave alone what is in another network namespace than theirs. Where all namespaces are balanced, the
 //! agent is given a control group of the test's own.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "this is test code: it fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "this is test code: it fails by panicking"
+)]
 
 use std::{
     collections::BTreeSet,

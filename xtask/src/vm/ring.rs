@@ -59,7 +59,6 @@ const RING: [(&str, &[&str]); 9] = [
             "a_udp_socket_may_be_connected_elsewhere",
             "no_client_of_udp_stays_on_a_dead_backend_while_all_are_replaced",
             "processes_reach_services_by_every_address_and_every_kind_of_socket",
-            "programs_come_and_go_with_their_agent_beside_those_of_others",
             "what_is_a_node_port_is_no_port_of_anybody_else",
         ],
     ),

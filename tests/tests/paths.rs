@@ -1,7 +1,7 @@
 //! What happens to packets on their way: narrow links, datagrams in fragments, hops that are one too many.
 #![expect(clippy::panic, clippy::unwrap_used, reason = "this is test code: it fails by panicking")]
 
-use std::{net::IpAddr, thread};
+use std::{io::ErrorKind, net::IpAddr, thread};
 
 use tests::{
     cluster::{Cluster, Layout, NARROW_MTU},
@@ -105,7 +105,12 @@ fn many_senders_of_fragments_do_not_mix() {
                     let datagrams = cluster.client().udp((ip, PORT)).unwrap();
                     // Every byte that comes back is compared with what was sent.
                     let question = number.to_string().repeat(8_000);
-                    scope.spawn(move || (0..20).for_each(|_| drop(datagrams.ask(&question).unwrap())));
+                    // A machine that is busy loses a datagram now and then; one that comes back is whole, and its own.
+                    let is_answered = move || match datagrams.ask(&question) {
+                        Err(error) if error.kind() == ErrorKind::TimedOut => false,
+                        answer => answer.map(|_backend| true).unwrap(),
+                    };
+                    scope.spawn(move || (0..20).for_each(|_| assert!((0..3).any(|_| is_answered()), "{ip}: {number}")));
                 }
             });
         }

@@ -287,7 +287,8 @@ fn node_ports_are_taken_where_they_are_served() {
     let _servers = serve(&cluster);
     let host = cluster.node(1).host();
     let services = file([Service::new(1).everywhere().endpoint(cluster.pod(1, 1))]);
-    let own = format!("{}/32", host.v4());
+    // No range of IPv6 would mean all of its addresses.
+    let own = format!("{}/32,2001:db8::/32", host.v4());
     let _agent = Agent::start_on(cluster.node(1), &services, &["--nodeport-addresses", &own]);
     assert_eq!(bind(host, host.v4().into(), node_port(1)), [Err(ErrorKind::AddrInUse); 2]);
     assert_eq!(bind(host, Ipv4Addr::LOCALHOST.into(), node_port(1)), [Ok(()); 2]);

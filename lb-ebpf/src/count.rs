@@ -1,13 +1,16 @@
-//! Where every packet's way ends: the verdict is counted and becomes an action.
+//! Where every packet's way ends, and every call on a socket: the verdict is counted and becomes an action.
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
-    helpers::generated::bpf_redirect,
+    helpers::generated::{bpf_redirect, bpf_set_retval},
 };
-use lb_common::{net::IfIndex, verdict::Verdict};
+use lb_common::{
+    net::IfIndex,
+    verdict::{DropReason, Forward, Verdict},
+};
 
 use crate::{
-    maps,
+    asm, maps,
     packet::{Packet, SkbPacket, XdpPacket},
 };
 
@@ -62,6 +65,40 @@ pub(crate) fn finish<P: Actions>(packet: &P, verdict: Verdict) -> u32 {
         Verdict::Redirect(interface) => redirect(interface),
         Verdict::Drop(_) | Verdict::Next(_) => P::DROP,
     }
+}
+
+/// What the kernel is told of a call on a socket: it goes on.
+pub(crate) const ALLOW: i32 = 1;
+/// It fails, with what was set by `bpf_set_retval`.
+const DENY: i32 = 0;
+
+// Error numbers of the kernel (include/uapi/asm-generic/errno.h).
+const EPERM: i32 = 1;
+const EADDRINUSE: i32 = 98;
+const ECONNREFUSED: i32 = 111;
+
+/// Counts what became of a call on a socket, and gives the kernel its answer. `Ok`: it goes to a backend.
+#[inline(always)]
+pub(crate) fn finish_call(result: Result<(), Verdict>) -> i32 {
+    let (counter, error) = match result {
+        Ok(()) => (Forward::Socket as u32, 0),
+        // Most calls are none of ours.
+        Err(Verdict::Pass(_)) => return ALLOW,
+        Err(verdict @ Verdict::Drop(DropReason::PortInUse)) => (verdict.counter(), EADDRINUSE),
+        Err(verdict @ Verdict::Answer(_)) => (verdict.counter(), ECONNREFUSED),
+        // As when a rule of netfilter drops what a process sends.
+        Err(verdict) => (verdict.counter(), EPERM),
+    };
+    if let Some(counter) = maps::counter(counter) {
+        // SAFETY: Map memory; atomic, as packets may be counted on this CPU meanwhile.
+        unsafe { asm::fetch_add(&raw mut (*counter).packets, 1) };
+    }
+    if error == 0 {
+        return ALLOW;
+    }
+    // SAFETY: The helper takes a number.
+    unsafe { bpf_set_retval(-error) };
+    DENY
 }
 
 #[inline(always)]

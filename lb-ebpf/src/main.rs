@@ -37,7 +37,7 @@ use crate::{
     count::Actions,
     packet::{Hook, SkbPacket, XdpPacket},
     pipeline::{Answer, Established, Message, Open, Pending, Step},
-    sock_addr::{Bind, Connect, Sendmsg},
+    sock_addr::{Bind, Connect, Sendmsg, Show},
 };
 
 /// What comes in by an uplink: requests, and replies of backends on other nodes.
@@ -170,28 +170,28 @@ fn wharf_bind6(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(recvmsg4)]
 #[inline(always)]
 fn wharf_recvmsg4(ctx: SockAddrContext) -> i32 {
-    sock_addr::show4(ctx)
+    sock_addr::take4::<Show>(ctx)
 }
 
 /// Whom a datagram came from, over IPv6.
 #[cgroup_sock_addr(recvmsg6)]
 #[inline(always)]
 fn wharf_recvmsg6(ctx: SockAddrContext) -> i32 {
-    sock_addr::show6(ctx)
+    sock_addr::take6::<Show>(ctx)
 }
 
 /// Whom a socket is connected to, over IPv4.
 #[cgroup_sock_addr(getpeername4)]
 #[inline(always)]
 fn wharf_getpeername4(ctx: SockAddrContext) -> i32 {
-    sock_addr::show4(ctx)
+    sock_addr::take4::<Show>(ctx)
 }
 
 /// Whom a socket is connected to, over IPv6.
 #[cgroup_sock_addr(getpeername6)]
 #[inline(always)]
 fn wharf_getpeername6(ctx: SockAddrContext) -> i32 {
-    sock_addr::show6(ctx)
+    sock_addr::take6::<Show>(ctx)
 }
 
 /// Which sockets are closed.

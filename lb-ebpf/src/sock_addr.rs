@@ -5,34 +5,21 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::generated::{
-        bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_coarse_ns,
-        bpf_set_retval,
-    },
+    helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie},
     programs::{SockAddrContext, SockContext},
 };
 use lb_common::{
     abi::{Backend, DATAGRAM_SERVICES, Datagrams, FlowKey, Frontend, ServiceKey, Translation, VipKey, Whose},
     flow::Tick,
     net::{Address, IpProto, Ipv4Be, Ipv6Be, Port, V4, V6, halves, whole},
-    verdict::{AnswerReason, DropReason, Forward, PassReason, Verdict},
+    verdict::{AnswerReason, DropReason, PassReason, Verdict},
 };
 
 use crate::{
-    asm, config,
+    config, count,
     maps::{self, FamilyMaps},
-    select,
+    select, track,
 };
-
-/// What a program of this kind answers: the call goes on.
-const ALLOW: i32 = 1;
-/// The call fails, with what was set by `bpf_set_retval`.
-const DENY: i32 = 0;
-
-// Error numbers of the kernel (include/uapi/asm-generic/errno.h).
-const EPERM: i32 = 1;
-const EADDRINUSE: i32 = 98;
-const ECONNREFUSED: i32 = 111;
 
 /// How deep below the root control groups may be whose sockets are left alone.
 const MAX_LEVELS: u32 = 64;
@@ -183,64 +170,21 @@ impl Named<Ipv6Be> for Plain6 {
 
 /// A call that names an address.
 pub(crate) trait Call {
-    /// `Ok`: what it names was translated.
+    /// `Ok`: it goes to a backend.
     fn run<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(), Verdict>;
 }
 
 /// The program of a call on sockets of IPv4.
 #[inline(always)]
 pub(crate) fn take4<C: Call>(context: SockAddrContext) -> i32 {
-    finish(C::run::<V4, _>(&Plain4(context)))
+    count::finish_call(C::run::<V4, _>(&Plain4(context)))
 }
 
 /// The program of a call on sockets of IPv6.
 #[inline(always)]
 pub(crate) fn take6<C: Call>(context: SockAddrContext) -> i32 {
     let named = Plain6(context);
-    finish(if named.is_mapped() { C::run::<V4, _>(&Mapped4(named)) } else { C::run::<V6, _>(&named) })
-}
-
-/// The program of a call that is told an address by the kernel, on sockets of IPv4: it can't fail.
-#[inline(always)]
-pub(crate) fn show4(context: SockAddrContext) -> i32 {
-    show::<V4, _>(&Plain4(context));
-    ALLOW
-}
-
-/// The same on sockets of IPv6.
-#[inline(always)]
-pub(crate) fn show6(context: SockAddrContext) -> i32 {
-    let named = Plain6(context);
-    if named.is_mapped() {
-        show::<V4, _>(&Mapped4(named));
-    } else {
-        show::<V6, _>(&named);
-    }
-    ALLOW
-}
-
-/// Counts what became of a call, and gives the kernel its answer.
-#[inline(always)]
-fn finish(result: Result<(), Verdict>) -> i32 {
-    let (counter, error) = match result {
-        Ok(()) => (Forward::Socket as u32, 0),
-        // Most calls are none of ours.
-        Err(Verdict::Pass(_)) => return ALLOW,
-        Err(verdict @ Verdict::Drop(DropReason::PortInUse)) => (verdict.counter(), EADDRINUSE),
-        Err(verdict @ Verdict::Answer(_)) => (verdict.counter(), ECONNREFUSED),
-        // As when a rule of netfilter drops what a process sends.
-        Err(verdict) => (verdict.counter(), EPERM),
-    };
-    if let Some(counter) = maps::counter(counter) {
-        // SAFETY: Map memory; atomic, as packets may be counted on this CPU meanwhile.
-        unsafe { asm::fetch_add(&raw mut (*counter).packets, 1) };
-    }
-    if error == 0 {
-        return ALLOW;
-    }
-    // SAFETY: The helper takes a number.
-    unsafe { bpf_set_retval(-error) };
-    DENY
+    count::finish_call(if named.is_mapped() { C::run::<V4, _>(&Mapped4(named)) } else { C::run::<V6, _>(&named) })
 }
 
 /// A socket is connected: from now on all that it sends goes to the backend.
@@ -265,7 +209,7 @@ fn connect<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(), Verdict
     if key.proto == IpProto::UDP && !is_reached {
         return Err(PassReason::NotService.into());
     }
-    let now = now();
+    let now = track::now();
     let chosen = choose::<F, N>(named, &key, namespace, now)?;
     let translation = maps::connected_or_new(named.context());
     let is_noted = translation.is_some_and(|translation| {
@@ -299,7 +243,7 @@ pub(crate) fn release(SockContext { sock }: SockContext) -> i32 {
         // SAFETY: The helper takes the context of the program.
         maps::unwatch(unsafe { bpf_get_socket_cookie(sock.cast()) });
     }
-    ALLOW
+    count::ALLOW
 }
 
 /// A socket that is not connected sends a datagram. As long as it sends to a service now and then, it is one flow, and stays with
@@ -310,10 +254,10 @@ impl Call for Sendmsg {
     #[inline(always)]
     fn run<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(), Verdict> {
         let (key, namespace) = asked::<F, N>(named)?;
-        let now = now();
+        let now = track::now();
         let address = named.address().to_words();
         if let Some(datagrams) = maps::datagrams(named.context()) {
-            let turn = datagrams.turn.wrapping_add(1).max(1);
+            let turn = next_turn(datagrams);
             for known in &mut datagrams.translations {
                 let is_same = known.turn != 0
                     && known.family == F::NUMBER
@@ -333,8 +277,8 @@ impl Call for Sendmsg {
         }
         let chosen = choose::<F, N>(named, &key, namespace, now)?;
         if let Some(datagrams) = maps::datagrams_or_new(named.context()) {
-            datagrams.turn = datagrams.turn.wrapping_add(1).max(1);
-            let turn = datagrams.turn;
+            let turn = next_turn(datagrams);
+            datagrams.turn = turn;
             if let Some(translation) = place(datagrams, address, key.port) {
                 chosen.note::<F, N>(named, translation, now);
                 translation.turn = turn;
@@ -352,12 +296,10 @@ impl Call for Bind {
     #[inline(always)]
     fn run<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(), Verdict> {
         let (proto, port) = (named.proto(), named.port());
-        let is_ours = (proto == IpProto::TCP || proto == IpProto::UDP) && port.word() != 0;
-        if !is_ours || named.namespace() != config::node_namespace() {
+        if !is_balanced(proto) || port.word() == 0 || named.namespace() != config::node_namespace() {
             return Err(PassReason::NotService.into());
         }
-        let address = named.address();
-        let address = if address.is_this_host() { F::Address::UNSPECIFIED } else { address };
+        let address = in_tables(named.address());
         // A socket of IPv6 that has all addresses has those of IPv4, too.
         let of_ipv4 = ServiceKey::new(Ipv4Be::UNSPECIFIED, port, proto);
         if is_node_port::<F>(&ServiceKey::new(address, port, proto))
@@ -375,7 +317,18 @@ fn is_node_port<F: FamilyMaps>(key: &ServiceKey<F::Address>) -> bool {
         && maps::frontend::<F>(key).is_some_and(|frontend| frontend.flags & Frontend::NODE_PORT != 0)
 }
 
-/// The service's address in place of its backend's: what the process asked for is what it is shown.
+/// The kernel tells whom a datagram came from, or whom a socket is connected to: the service in place of its backend, so that a process is
+/// shown what it asked for. It can't fail.
+pub(crate) struct Show;
+
+impl Call for Show {
+    #[inline(always)]
+    fn run<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(), Verdict> {
+        show::<F, N>(named);
+        Err(PassReason::NotService.into())
+    }
+}
+
 #[inline(always)]
 fn show<F: FamilyMaps, N: Named<F::Address>>(named: &N) {
     let (address, port) = (named.address().to_words(), named.port());
@@ -409,6 +362,12 @@ fn come_from<A: Address, N: Named<A>>(named: &N, translation: &Translation) {
     go_to(named, translation.service_address, translation.service_port);
 }
 
+/// The number of the next datagram: never zero, which stands for none.
+#[inline(always)]
+fn next_turn(datagrams: &Datagrams) -> u32 {
+    datagrams.turn.wrapping_add(1).max(1)
+}
+
 /// The place for a service: its own, or that of the one that was not sent to for longest.
 #[inline(always)]
 fn place(datagrams: &mut Datagrams, address: [u64; 2], port: Port) -> Option<&mut Translation> {
@@ -427,11 +386,9 @@ fn place(datagrams: &mut Datagrams, address: [u64; 2], port: Port) -> Option<&mu
 #[inline(always)]
 fn asked<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(ServiceKey<F::Address>, u64), Verdict> {
     let proto = named.proto();
-    let address = named.address();
-    let is_here = address.is_this_host();
-    // One entry stands for all of this host's own.
-    let address = if is_here { F::Address::UNSPECIFIED } else { address };
-    if !maps::may_be(Whose::Services, address) || !(proto == IpProto::TCP || proto == IpProto::UDP) {
+    let is_here = named.address().is_this_host();
+    let address = in_tables(named.address());
+    if !maps::may_be(Whose::Services, address) || !is_balanced(proto) {
         return Err(PassReason::NotService.into());
     }
     let namespace = named.namespace();
@@ -441,6 +398,17 @@ fn asked<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(ServiceKey<F
         return Err(PassReason::NotService.into());
     }
     Ok((ServiceKey::new(address, named.port(), proto), namespace))
+}
+
+/// The address that a frontend is looked up by: one entry stands for all addresses of this host's own.
+#[inline(always)]
+fn in_tables<A: Address>(address: A) -> A {
+    if address.is_this_host() { A::UNSPECIFIED } else { address }
+}
+
+#[inline(always)]
+fn is_balanced(proto: IpProto) -> bool {
+    proto == IpProto::TCP || proto == IpProto::UDP
 }
 
 /// Whether the process is in a control group whose sockets are left alone.
@@ -504,10 +472,4 @@ fn choose<F: FamilyMaps, N: Named<F::Address>>(
     let backend = maps::backend(id).ok_or(DropReason::MapMissing)?;
     maps::count_flow(id);
     Ok(Chosen { id, backend })
-}
-
-#[inline(always)]
-fn now() -> Tick {
-    // SAFETY: The helper takes nothing and always succeeds.
-    Tick::from_ns(unsafe { bpf_ktime_get_coarse_ns() })
 }

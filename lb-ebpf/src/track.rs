@@ -35,9 +35,15 @@ impl Moment {
     #[inline(always)]
     pub(crate) fn now() -> Result<Self, Verdict> {
         let epoch = maps::epoch().ok_or(DropReason::MapMissing)?;
-        // SAFETY: The helper takes nothing and always succeeds.
-        Ok(Self { tick: Tick::from_ns(unsafe { bpf_ktime_get_coarse_ns() }), epoch })
+        Ok(Self { tick: now(), epoch })
     }
+}
+
+/// The time, to about a second.
+#[inline(always)]
+pub(crate) fn now() -> Tick {
+    // SAFETY: The helper takes nothing and always succeeds.
+    Tick::from_ns(unsafe { bpf_ktime_get_coarse_ns() })
 }
 
 /// The live flow of a packet, copied from its entry. One that is over is removed, so that the packet may open it anew.

@@ -123,6 +123,8 @@ enum Event {
     Network(Change),
     /// It is time to look at the network again.
     Look,
+    /// Control groups whose sockets are left alone may have come or gone.
+    ControlGroups,
     /// It is time to go on attaching to pod-facing devices.
     AttachPods,
     /// It is time to look after neighbours.
@@ -188,6 +190,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             Some(query) = queries.recv() => Event::Query(query),
             Some(ids) = kube_proxies.recv() => Event::KubeProxies(ids),
             event = signals.next() => event,
+            () = Sockets::exempt_change(agent.sockets.as_mut()) => Event::ControlGroups,
             () = sleep_until(agent.look_at) => Event::Look,
             () = sleep_until(agent.attach_at) => Event::AttachPods,
             _ = ticks.tick() => Event::Tick,
@@ -204,6 +207,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             }
             Event::Network(change) => agent.follow(change).await,
             Event::Look => agent.look().await,
+            Event::ControlGroups => agent.exempt_sockets(),
             Event::AttachPods => agent.attach_pods(),
             Event::Tick => {
                 agent.confirm_neighbours().await;

@@ -1,5 +1,7 @@
 //! Where the control groups of this machine are: version 2 (cgroups(7)), beside version 1 or alone.
 
+mod watch;
+
 use std::{
     fs, io,
     os::{
@@ -10,6 +12,9 @@ use std::{
 };
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+
+pub use self::watch::Watch;
+use crate::mounts;
 
 /// Why the control groups can't be reached.
 #[derive(Debug, thiserror::Error)]
@@ -46,9 +51,8 @@ pub struct Root {
 impl Root {
     /// Finds it where it is mounted. What `ip netns exec` runs has a /sys of its own, without: there it is mounted anew, at no place.
     pub fn find() -> Result<Self, CgroupError> {
-        const MOUNTS: &str = "/proc/self/mountinfo";
-        let text = fs::read_to_string(MOUNTS).map_err(|source| CgroupError::Refused { path: MOUNTS.into(), source })?;
-        let found: Vec<_> = mount_points(&text).filter(|it| is_cgroup2(it)).collect();
+        let mounts = mounts::list().map_err(|source| CgroupError::Refused { path: mounts::PATH.into(), source })?;
+        let found: Vec<_> = mounts.into_iter().filter(|it| it.kind == "cgroup2").map(|mount| mount.at).collect();
         if let Some(root) = found.iter().find(|it| is_root(it)) {
             return Ok(Self { directory: root.clone(), mount: None });
         }
@@ -120,30 +124,9 @@ fn is_cgroup2(directory: &Path) -> bool {
     statfs(directory).is_ok_and(|it| it.filesystem_type() == CGROUP2_SUPER_MAGIC)
 }
 
-/// What `/proc/PID/mountinfo` says (`man 5 proc_pid_mountinfo`): the fifth word is the place, and the kind comes after a dash; blanks are
-/// written `\\040`.
-fn mount_points(text: &str) -> impl Iterator<Item = PathBuf> {
-    text.lines().filter_map(|line| {
-        let (about, kind) = line.split_once(" - ")?;
-        let place = about.split(' ').nth(4)?;
-        kind.starts_with("cgroup2 ").then(|| PathBuf::from(place.replace("\\040", " ")))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hierarchies_are_found_beside_those_of_version_1() {
-        let text = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n\
-                    32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime shared:9 - cgroup cgroup rw,cpu\n\
-                    41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:7 - cgroup2 cgroup2 rw\n\
-                    42 31 0:38 /a /run/a\\040b rw - cgroup2 none rw\n\
-                    broken\n";
-        let found: Vec<_> = mount_points(text).collect();
-        assert_eq!(found, [PathBuf::from("/sys/fs/cgroup/unified"), PathBuf::from("/run/a b")]);
-    }
 
     #[test]
     fn depth_is_counted_from_the_root() {

@@ -7,6 +7,7 @@ pub mod cli;
 pub mod dataplane;
 pub mod doctor;
 pub mod model;
+pub mod mounts;
 pub mod network;
 pub mod observe;
 pub mod plan;

@@ -2,6 +2,7 @@
 
 pub(crate) mod generic;
 mod listing;
+pub(crate) mod netlink;
 mod node;
 mod source;
 pub(crate) mod survey;

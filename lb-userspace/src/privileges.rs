@@ -1,7 +1,8 @@
 //! Capabilities: what the agent can't do without, and that it holds no more than that once it balances.
 //!
 //! They are each thread's own, and a thread begins with those of the one that starts it. The agent has one thread, and
-//! helpers that read files, which give up everything else as they begin ([`settle_helper`]).
+//! helpers that read files or end sockets, which give up everything else as they begin ([`settle_reader`],
+//! [`settle_ender_of_sockets`]).
 
 use std::{
     collections::BTreeSet,
@@ -112,27 +113,33 @@ pub fn settle(places: &Places) -> Result<(), PrivilegesError> {
     Ok(())
 }
 
+/// What it takes to enter other network namespaces: to do so, and to find them.
+const TO_ENTER_NAMESPACES: [Capability; 2] = [Capability::CAP_SYS_ADMIN, Capability::CAP_SYS_PTRACE];
+
+/// Whether this process can enter all network namespaces of the machine: it sees all processes, and may.
+pub fn reaches_all_namespaces() -> bool {
+    /// `PROC_PID_INIT_INO` (`include/linux/proc_ns.h`): the machine's own namespace of processes.
+    const INITIAL: u64 = 0xEFFF_FFFC;
+    let sees_all = fs::metadata("/proc/self/ns/pid").is_ok_and(|it| it.ino() == INITIAL);
+    sees_all && effective().is_ok_and(|held| TO_ENTER_NAMESPACES.iter().all(|it| held.contains(it)))
+}
+
 /// Gives up everything that a thread does not need which does no more than reading these files.
-pub fn settle_helper(files: &[PathBuf]) {
+pub fn settle_reader(files: &[PathBuf]) {
     let places = Places { read: files.to_owned(), written: Vec::new() };
-    let settled = permitted().and_then(|before| {
-        let kept = over_files(&places).into_iter().map(|(capability, _)| capability);
-        keep_only(&kept.filter(|it| before.contains(it)).collect())
-    });
-    if let Err(error) = settled {
-        error!("a helping thread keeps its capabilities: {error}");
-    }
+    settle_helper(over_files(&places).into_iter().map(|(capability, _)| capability));
 }
 
 /// Gives up everything that a thread does not need which ends sockets: in this network namespace, or in all.
-pub fn settle_sockets(in_all: bool) {
-    use Capability::{CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_PTRACE};
-    // To end them; to enter other namespaces, and to find them.
-    let needed: &[_] = if in_all { &[CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_PTRACE] } else { &[CAP_NET_ADMIN] };
-    let settled =
-        permitted().and_then(|before| keep_only(&needed.iter().copied().filter(|it| before.contains(it)).collect()));
+pub fn settle_ender_of_sockets(in_all: bool) {
+    let entering = TO_ENTER_NAMESPACES.into_iter().filter(|_| in_all);
+    settle_helper([Capability::CAP_NET_ADMIN].into_iter().chain(entering));
+}
+
+fn settle_helper(needed: impl Iterator<Item = Capability>) {
+    let settled = permitted().and_then(|before| keep_only(&needed.filter(|it| before.contains(it)).collect()));
     if let Err(error) = settled {
-        error!("the thread that ends sockets keeps its capabilities: {error}");
+        error!("a helping thread keeps its capabilities: {error}");
     }
 }
 

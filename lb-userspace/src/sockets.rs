@@ -20,14 +20,13 @@ use std::{
     time::Duration,
 };
 
-use caps::Capability;
 use lb_common::{abi::Translation, net};
 use nix::sched::{CloneFlags, setns};
 use tracing::{error, info, warn};
 
 use self::diag::{Connection, SockDiag};
 use crate::{
-    dataplane::kernel::{Ended, SocketMode, SocketSettings, Watched},
+    dataplane::kernel::{Ended, SocketSettings, Watched},
     model::Protocol,
     privileges,
 };
@@ -46,18 +45,11 @@ pub struct Ender {
 struct Worker {
     watched: Watched,
     protocols: &'static [Protocol],
+    /// Whether sockets are ended in all network namespaces, not in this one alone.
+    in_all: bool,
     ended: Arc<AtomicU64>,
     /// What went wrong last, as it is said once.
     failure: Option<String>,
-}
-
-/// Whether this process can enter all network namespaces of the machine: it sees all processes, and may.
-pub fn reaches_all() -> bool {
-    /// `PROC_PID_INIT_INO` (`include/linux/proc_ns.h`): the machine's own namespace of processes.
-    const INITIAL: u64 = 0xEFFF_FFFC;
-    let sees_all = fs::metadata("/proc/self/ns/pid").is_ok_and(|it| it.ino() == INITIAL);
-    let needed = [Capability::CAP_SYS_ADMIN, Capability::CAP_SYS_PTRACE];
-    sees_all && privileges::effective().is_ok_and(|held| needed.iter().all(|it| held.contains(it)))
 }
 
 impl Ender {
@@ -71,21 +63,21 @@ impl Ender {
         // One waiting change stands for all.
         let (changes, receiver) = mpsc::sync_channel(1);
         let ended = Arc::new(AtomicU64::new(0));
-        let mut worker = Worker { watched, protocols, ended: Arc::clone(&ended), failure: None };
-        let enters_others = settings.mode == SocketMode::On && settings.ends_all;
+        let in_all = settings.ends_all;
+        let mut worker = Worker { watched, protocols, in_all, ended: Arc::clone(&ended), failure: None };
         thread::Builder::new().name("sockets".to_owned()).spawn(move || {
-            privileges::settle_sockets(enters_others);
+            privileges::settle_ender_of_sockets(in_all);
             while receiver.recv().is_ok() {
                 loop {
                     thread::sleep(PAUSE);
-                    worker.sweep(enters_others);
+                    worker.sweep();
                     match receiver.recv_timeout(PAUSE) {
                         Ok(()) => {}
                         Err(RecvTimeoutError::Timeout) => break,
                         Err(RecvTimeoutError::Disconnected) => return,
                     }
                 }
-                worker.sweep(enters_others);
+                worker.sweep();
                 worker.forget();
             }
         })?;
@@ -106,8 +98,8 @@ impl Ender {
 
 impl Worker {
     /// Ends what is to be ended now.
-    fn sweep(&mut self, enters_others: bool) {
-        let failure = self.end_lost(enters_others).err().map(|error| error.to_string());
+    fn sweep(&mut self) {
+        let failure = self.end_lost().err().map(|error| error.to_string());
         if failure != self.failure
             && let Some(error) = &failure
         {
@@ -123,12 +115,12 @@ impl Worker {
         }
     }
 
-    fn end_lost(&mut self, enters_others: bool) -> io::Result<()> {
+    fn end_lost(&mut self) -> io::Result<()> {
         let lost = self.watched.lost()?;
         if lost.is_empty() {
             return Ok(());
         }
-        let ended = if enters_others { self.end_everywhere(&lost)? } else { self.end_here(&lost)? };
+        let ended = if self.in_all { self.end_everywhere(&lost)? } else { self.end_here(&lost)? };
         for cookie in &ended {
             self.watched.forget(*cookie);
         }
@@ -157,27 +149,28 @@ impl Worker {
     /// In the network namespace that the thread is in.
     fn end_here(&self, lost: &BTreeMap<u64, Translation>) -> io::Result<Vec<u64>> {
         let diag = SockDiag::open()?;
-        let mut ended = Vec::new();
+        let mut connections = Vec::new();
         for &protocol in self.protocols {
-            for is_ipv6 in [false, true] {
-                for connection in diag.connections(is_ipv6, protocol)? {
-                    let cookie = connection.cookie();
-                    if lost.get(&cookie).is_none_or(|translation| !is_connected_to(&connection, translation)) {
-                        continue;
-                    }
-                    match diag.destroy(&connection) {
-                        Ok(()) => ended.push(cookie),
-                        // Its process was faster.
-                        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                            let why = "this kernel ends no sockets (CONFIG_INET_DIAG_DESTROY)";
-                            return Err(io::Error::new(error.kind(), why));
-                        }
-                        Err(error) => {
-                            let peer = connection.peer();
-                            warn!(%error, "a socket that is connected to a backend that is gone stays: {peer:?}");
-                        }
-                    }
+            connections.extend(diag.connections(false, protocol)?);
+            connections.extend(diag.connections(true, protocol)?);
+        }
+        let mut ended = Vec::new();
+        for connection in connections {
+            let cookie = connection.cookie();
+            if lost.get(&cookie).is_none_or(|translation| !is_connected_to(&connection, translation)) {
+                continue;
+            }
+            match diag.destroy(&connection) {
+                Ok(()) => ended.push(cookie),
+                // Its process was faster.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                    let why = "this kernel ends no sockets (CONFIG_INET_DIAG_DESTROY)";
+                    return Err(io::Error::new(error.kind(), why));
+                }
+                Err(error) => {
+                    let peer = connection.peer();
+                    warn!(%error, "a socket that is connected to a backend that is gone stays: {peer:?}");
                 }
             }
         }

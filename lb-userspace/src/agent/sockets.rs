@@ -2,17 +2,16 @@
 
 use std::{collections::BTreeSet, path::PathBuf};
 
+use futures::future;
 use tracing::{error, info, warn};
 
 use super::{Agent, Options, describe};
 use crate::{
     admin::report::SocketsReport,
-    cgroup::{self, CgroupError, Root},
-    dataplane::{
-        DataplaneError,
-        kernel::{ControlGroup, Ended, Kernel, SocketHook, SocketMode, SocketSettings},
-    },
-    sockets::{self, Ender},
+    cgroup::{self, CgroupError, Root, Watch},
+    dataplane::kernel::{ControlGroup, Ended, Kernel, SocketHook, SocketMode, SocketSettings},
+    privileges,
+    sockets::Ender,
 };
 
 /// What the operator says about sockets.
@@ -33,15 +32,15 @@ pub struct SocketOptions {
 pub(super) struct Sockets {
     /// The control group that the programs are attached to.
     group: Option<String>,
-    /// Where others are looked for.
-    root: Option<Root>,
     /// Why there is none.
     failure: Option<String>,
     ender: Option<Ender>,
     /// How many backends were gone when their sockets were last ended.
     gone: u64,
-    /// The exempt control groups that are there now, by their ids.
-    exempt: BTreeSet<u64>,
+    /// The control groups whose sockets are left alone.
+    exempt: Option<Watch>,
+    /// Those that the programs know, by their ids.
+    known_exempt: Option<BTreeSet<u64>>,
 }
 
 impl SocketOptions {
@@ -51,7 +50,7 @@ impl SocketOptions {
         SocketSettings {
             mode: self.mode,
             ended: self.ended,
-            ends_all: self.ended != Ended::None && sockets::reaches_all(),
+            ends_all: self.mode == SocketMode::On && self.ended != Ended::None && privileges::reaches_all_namespaces(),
             exempt_levels: self.exempt.iter().map(level).fold(0, |levels, level| levels | level),
         }
     }
@@ -92,13 +91,18 @@ impl Agent {
                 return sockets;
             }
         };
-        sockets.root = root.ok();
         if mode == SocketMode::On && options.ended != Ended::None && !settings.sockets.ends_all {
             warn!(
                 "connected UDP sockets of pods are not balanced as sockets, but packet by packet: to end them when their backend is gone \
                  wharf has to enter their network namespaces, which takes CAP_SYS_ADMIN, CAP_SYS_PTRACE and to see all processes \
                  (hostPID)"
             );
+        }
+        if !options.exempt.is_empty() {
+            match root {
+                Ok(root) => sockets.exempt = Some(Watch::over(root, &options.exempt)),
+                Err(error) => error!(error = describe(&error), "--socket-lb-exempt has no effect"),
+            }
         }
         let kernel = self.tables.dataplane_mut();
         if let Some(watched) = kernel.take_watched() {
@@ -107,9 +111,7 @@ impl Agent {
                 Err(error) => error!(%error, "sockets that lose their backends are not ended"),
             }
         }
-        if let Err(error) = sockets.exempt(&self.options.sockets.exempt, kernel) {
-            error!(error = describe(&error), "the sockets of exempt control groups are balanced as others");
-        }
+        sockets.exempt(kernel);
         kernel.attach_sockets(&group);
         for missing in kernel.missing_hooks() {
             warn!(error = describe(&missing.error), "{} is missing: {}", missing.hook.name(), missing.hook.cost());
@@ -136,11 +138,10 @@ impl Agent {
         }
     }
 
-    /// Control groups come and go: looks which of the exempt ones are there.
+    /// Looks which of the exempt control groups are there.
     pub(super) fn exempt_sockets(&mut self) {
-        let Some(sockets) = &mut self.sockets else { return };
-        if let Err(error) = sockets.exempt(&self.options.sockets.exempt, self.tables.dataplane_mut()) {
-            error!(error = describe(&error), "the sockets of exempt control groups are balanced as others");
+        if let Some(sockets) = &mut self.sockets {
+            sockets.exempt(self.tables.dataplane_mut());
         }
     }
 
@@ -163,13 +164,24 @@ impl Agent {
 }
 
 impl Sockets {
-    fn exempt(&mut self, names: &[PathBuf], kernel: &mut Kernel) -> Result<(), DataplaneError> {
-        let root = self.root.as_ref();
-        let ids: BTreeSet<_> = names.iter().filter_map(|name| root?.id(name)).collect();
-        if ids != self.exempt || ids.is_empty() {
-            kernel.set_exempt(&ids)?;
+    /// Leaves the sockets of the exempt control groups that are there now alone, and of no others.
+    fn exempt(&mut self, kernel: &mut Kernel) {
+        let ids = self.exempt.as_mut().map(Watch::ids).unwrap_or_default();
+        if self.known_exempt.as_ref() != Some(&ids) {
+            match kernel.set_exempt(&ids) {
+                Ok(()) => self.known_exempt = Some(ids),
+                Err(error) => {
+                    error!(error = describe(&error), "the sockets of exempt control groups are balanced as others");
+                }
+            }
         }
-        self.exempt = ids;
-        Ok(())
+    }
+
+    /// Waits until other exempt control groups may be there than before.
+    pub(super) async fn exempt_change(sockets: Option<&mut Self>) {
+        match sockets.and_then(|it| it.exempt.as_mut()) {
+            Some(watch) => watch.change().await,
+            None => future::pending().await,
+        }
     }
 }

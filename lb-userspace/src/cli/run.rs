@@ -175,7 +175,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // Of threads beside the agent's own, all that there are read files.
-        .on_thread_start(move || privileges::settle_helper(&files))
+        .on_thread_start(move || privileges::settle_reader(&files))
         .build()
         .context("the event loop could not be set up")?;
     runtime.block_on(agent::run(options))?;

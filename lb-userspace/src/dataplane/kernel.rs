@@ -45,7 +45,7 @@ pub use self::{
     pins::{DEFAULT as DEFAULT_PINS, Pins, PinsError, namespace, remove_pins},
     programs::{Hook, Runner, TestRun},
     shape::{Shape, pinned_sizes},
-    sockets::{ControlGroup, MissingHook, SocketHook, Watched},
+    sockets::{ControlGroup, Ended, MissingHook, SocketHook, SocketMode, SocketSettings, Watched},
 };
 use super::{
     Dataplane, DataplaneError, Sizes,
@@ -74,43 +74,6 @@ pub struct Settings {
     pub sockets: SocketSettings,
 }
 
-/// Whose sockets are balanced.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SocketSettings {
-    /// Of which network namespaces.
-    pub mode: SocketMode,
-    /// Which are ended when they lose their backend.
-    pub ended: Ended,
-    /// Whether those of other network namespaces can be. Where not, connected UDP sockets there are not balanced.
-    pub ends_all: bool,
-    /// A bit for each depth below the root at which there may be control groups whose sockets are left alone.
-    pub exempt_levels: u64,
-}
-
-/// Which sockets are ended when they lose their backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
-pub enum Ended {
-    /// None
-    None,
-    /// Those of UDP, which would not notice
-    #[default]
-    Udp,
-    /// Those of TCP as well, which else stay for as long as both ends like
-    All,
-}
-
-/// Of which network namespaces sockets are balanced.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum SocketMode {
-    /// Of all: the node's own and those of pods
-    On,
-    /// Of the node's own: pods are served packet by packet
-    #[default]
-    Host,
-    /// Of none
-    Off,
-}
-
 impl Default for Settings {
     fn default() -> Self {
         let ticks = Tick::from_seconds;
@@ -125,17 +88,6 @@ impl Default for Settings {
             },
             answer_ping: false,
             sockets: SocketSettings::default(),
-        }
-    }
-}
-
-impl SocketMode {
-    /// The name in messages and reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::On => "on",
-            Self::Host => "host",
-            Self::Off => "off",
         }
     }
 }
@@ -242,7 +194,8 @@ impl Kernel {
         let programs = pins.as_ref().map(Pins::new_programs).transpose()?;
         let stages = programs::load(&mut object, programs.as_deref())?;
         let missing_hooks = if sockets.mode == SocketMode::Off { Vec::new() } else { sockets::load(&mut object) };
-        let [backends, of_sockets] = regions(&mut object, "BACKENDS", sizes.backends)?;
+        let backends: Region<Backend> = region(&mut object, "BACKENDS", sizes.backends)?;
+        let watched = Watched::new(map(&mut object, "WATCHED")?, backends.clone());
         let mut kernel = Self {
             services4: map(&mut object, "SERVICES4")?,
             services6: map(&mut object, "SERVICES6")?,
@@ -260,7 +213,7 @@ impl Kernel {
             flows4: map(&mut object, "FLOWS4")?,
             flows6: map(&mut object, "FLOWS6")?,
             exempt: map(&mut object, "EXEMPT")?,
-            watched: Some(Watched::new(map(&mut object, "WATCHED")?, of_sockets)),
+            watched: Some(watched),
             missing_hooks,
             attachments: pins.map(Attachments::pinned_in).unwrap_or_default(),
             object,
@@ -645,19 +598,8 @@ fn map<M: TryFrom<Map, Error = MapError>>(object: &mut Ebpf, name: &'static str)
 }
 
 fn region<T: aya::Pod>(object: &mut Ebpf, name: &'static str, length: u32) -> Result<Region<T>, DataplaneError> {
-    regions(object, name, length).map(|[region]| region)
-}
-
-/// The same map several times: each lives by itself.
-fn regions<T: aya::Pod, const N: usize>(
-    object: &mut Ebpf,
-    name: &'static str,
-    length: u32,
-) -> Result<[Region<T>; N], DataplaneError> {
     let Some(Map::Array(map)) = object.take_map(name) else {
         return Err(DataplaneError::Map { name, source: None });
     };
-    let regions = (0..N).map(|_| Region::map(map.fd(), length)).collect::<Result<Vec<_>, _>>();
-    let regions = regions.map_err(|source| DataplaneError::Mmap { name, source })?;
-    regions.try_into().map_err(|_| DataplaneError::Map { name, source: None })
+    Region::map(map.fd(), length).map_err(|source| DataplaneError::Mmap { name, source })
 }

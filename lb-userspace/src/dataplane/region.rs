@@ -1,13 +1,21 @@
 //! An array that others read while it is written: a kernel map mapped into memory, or plain memory in tests.
 
-use std::{marker::PhantomData, os::fd::AsFd, sync::atomic::AtomicU64, sync::atomic::Ordering};
+use std::{
+    marker::PhantomData,
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use memmap2::{MmapOptions, MmapRaw};
 
-/// An array of `T`, whose elements are 8-byte aligned and take a multiple of 8 bytes, as in a BPF array map.
-#[derive(Debug)]
+/// An array of `T`, whose elements are 8-byte aligned and take a multiple of 8 bytes, as in a BPF array map. A clone is the
+/// same array.
+#[derive(Clone, Debug)]
 pub struct Region<T> {
-    memory: MmapRaw,
+    memory: Arc<MmapRaw>,
     length: u32,
     element: PhantomData<T>,
 }
@@ -21,13 +29,13 @@ impl<T: aya::Pod> Region<T> {
         use std::os::fd::AsRawFd as _;
         let raw = map.as_fd().as_raw_fd();
         let memory = MmapOptions::new().len(length as usize * Self::STRIDE).map_raw(raw)?;
-        Ok(Self { memory, length, element: PhantomData })
+        Ok(Self { memory: memory.into(), length, element: PhantomData })
     }
 
     /// Zeroed memory.
     pub(super) fn anonymous(length: u32) -> std::io::Result<Self> {
-        let memory = MmapOptions::new().len(length as usize * Self::STRIDE).map_anon()?.into();
-        Ok(Self { memory, length, element: PhantomData })
+        let memory = MmapOptions::new().len(length as usize * Self::STRIDE).map_anon()?;
+        Ok(Self { memory: Arc::new(memory.into()), length, element: PhantomData })
     }
 
     /// How many elements there are.

@@ -1,13 +1,14 @@
 //! The file systems that BPF needs.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 
 use nix::unistd::{AccessFlags, access};
 
 use super::Check;
+use crate::mounts::{self, Mount};
 
 /// What is so.
 pub(super) struct Facts {
@@ -18,36 +19,22 @@ pub(super) struct Facts {
     is_writable: bool,
 }
 
-struct Mount {
-    at: PathBuf,
-    kind: String,
-}
-
 impl Facts {
     pub(super) fn gather(bpffs: &Path) -> Self {
         let nearest = bpffs.ancestors().find(|path| path.exists()).unwrap_or(bpffs);
         Self {
             bpffs: bpffs.to_owned(),
-            mounts: fs::read_to_string("/proc/self/mounts").map(|text| mounts(&text)),
+            mounts: mounts::list(),
             is_writable: access(nearest, AccessFlags::W_OK).is_ok(),
         }
     }
-}
-
-/// What `/proc/self/mounts` says: device, place, kind, options and two numbers a line; blanks in it are written `\040`.
-fn mounts(text: &str) -> Vec<Mount> {
-    let mount = |line: &str| {
-        let mut words = line.split(' ').skip(1);
-        Some(Mount { at: words.next()?.replace("\\040", " ").into(), kind: words.next()?.to_owned() })
-    };
-    text.lines().filter_map(mount).collect()
 }
 
 pub(super) fn checks(facts: &Facts) -> Vec<Check> {
     match &facts.mounts {
         Ok(mounts) => vec![bpffs(facts, mounts), cgroup2(mounts)],
         Err(error) => ["bpffs", "cgroup2"]
-            .map(|name| Check::unknown(name, format!("/proc/self/mounts can't be read: {error}"), "mount /proc"))
+            .map(|name| Check::unknown(name, format!("{} can't be read: {error}", mounts::PATH), "mount /proc"))
             .into(),
     }
 }
@@ -107,7 +94,7 @@ mod tests {
 
     #[track_caller]
     fn says(bpffs: &str, text: &str, is_writable: bool, expected: [(Verdict, &str); 2]) {
-        let checks = checks(&Facts { bpffs: bpffs.into(), mounts: Ok(mounts(text)), is_writable });
+        let checks = checks(&Facts { bpffs: bpffs.into(), mounts: Ok(mounts::parse(text)), is_writable });
         for (check, (verdict, words)) in checks.iter().zip(expected) {
             assert_eq!(check.verdict, verdict, "{check:?}");
             assert!(check.found.contains(words), "{check:?}");

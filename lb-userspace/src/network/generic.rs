@@ -5,11 +5,13 @@ use std::io;
 
 use rtnetlink::{
     packet_core::{
-        DecodeError, DefaultNla, Emitable as _, NLM_F_ACK, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
-        NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlasIterator,
+        DecodeError, DefaultNla, Emitable as _, NLM_F_ACK, NetlinkDeserializable, NetlinkHeader, NetlinkPayload,
+        NetlinkSerializable, NlasIterator,
     },
-    sys::{Socket, SocketAddr, protocols::NETLINK_GENERIC},
+    sys::{Socket, protocols::NETLINK_GENERIC},
 };
+
+use super::netlink;
 
 /// What a driver says that it does in XDP (`enum netdev_xdp_act` in `include/uapi/linux/netdev.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,10 +36,7 @@ pub(crate) struct Generic {
 
 impl Generic {
     pub(crate) fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_GENERIC)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Self { socket })
+        Ok(Self { socket: netlink::open(NETLINK_GENERIC)? })
     }
 
     /// What the driver of an interface does in XDP: since Linux 6.3.
@@ -111,7 +110,7 @@ impl Generic {
         }
     }
 
-    /// Sends a message and takes what it is answered with; the kernel answers before it returns from being asked.
+    /// Sends a message and takes what it is answered with.
     fn send(
         &self,
         flags: u16,
@@ -119,16 +118,9 @@ impl Generic {
         command: u8,
         attributes: &[DefaultNla],
     ) -> io::Result<NetlinkPayload<Message>> {
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | flags;
-        let message = Message { family, command, body: Body::Question(attributes.to_vec()) };
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
-        let (answer, _) = self.socket.recv_from_full()?;
-        Ok(NetlinkMessage::<Message>::deserialize(&answer).map_err(io::Error::other)?.payload)
+        let question = Message { family, command, body: Body::Question(attributes.to_vec()) };
+        netlink::ask(&self.socket, flags, question)?;
+        netlink::answers(&self.socket)?.into_iter().next().ok_or_else(incomplete)
     }
 }
 

@@ -7,13 +7,12 @@ use std::{
 
 use rtnetlink::{
     packet_core::{
-        DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
-        NetlinkPayload, NetlinkSerializable,
+        DecodeError, NLM_F_ACK, NLM_F_DUMP, NetlinkDeserializable, NetlinkHeader, NetlinkPayload, NetlinkSerializable,
     },
-    sys::{Socket, SocketAddr as NetlinkAddress, protocols::NETLINK_SOCK_DIAG},
+    sys::{Socket, protocols::NETLINK_SOCK_DIAG},
 };
 
-use crate::model::Protocol;
+use crate::{model::Protocol, network::netlink};
 
 /// A socket that is connected.
 #[derive(Clone, Debug)]
@@ -40,10 +39,7 @@ pub(super) struct SockDiag {
 
 impl SockDiag {
     pub(super) fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-        socket.bind_auto()?;
-        socket.connect(&NetlinkAddress::new(0, 0))?;
-        Ok(Self { socket })
+        Ok(Self { socket: netlink::open(NETLINK_SOCK_DIAG)? })
     }
 
     /// The connected sockets of a protocol.
@@ -62,21 +58,11 @@ impl SockDiag {
     }
 
     fn ask(&self, request: Request, flags: u16, mut each: impl FnMut(Connection)) -> io::Result<()> {
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | flags;
         let protocol = request.protocol;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(Message::Request(request)));
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
+        netlink::ask(&self.socket, flags, Message::Request(request))?;
         loop {
-            let (answer, _) = self.socket.recv_from_full()?;
-            let mut rest = &answer[..];
-            while !rest.is_empty() {
-                let message = NetlinkMessage::<Message>::deserialize(rest).map_err(io::Error::other)?;
-                rest = rest.get((message.header.length as usize).next_multiple_of(4)..).unwrap_or_default();
-                match message.payload {
+            for answer in netlink::answers(&self.socket)? {
+                match answer {
                     NetlinkPayload::InnerMessage(Message::Connection(connection)) => {
                         each(Connection { protocol, ..connection });
                     }

@@ -15,6 +15,54 @@ use super::{
 };
 use crate::dataplane::{DataplaneError, region::Region};
 
+/// Whose sockets are balanced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketSettings {
+    /// Of which network namespaces.
+    pub mode: SocketMode,
+    /// Which are ended when they lose their backend.
+    pub ended: Ended,
+    /// Whether those of other network namespaces can be. Where not, connected UDP sockets there are not balanced.
+    pub ends_all: bool,
+    /// A bit for each depth below the root at which there may be control groups whose sockets are left alone.
+    pub exempt_levels: u64,
+}
+
+/// Which sockets are ended when they lose their backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Ended {
+    /// None
+    None,
+    /// Those of UDP, which would not notice
+    #[default]
+    Udp,
+    /// Those of TCP as well, which else stay for as long as both ends like
+    All,
+}
+
+/// Of which network namespaces sockets are balanced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum SocketMode {
+    /// Of all: the node's own and those of pods
+    On,
+    /// Of the node's own: pods are served packet by packet
+    #[default]
+    Host,
+    /// Of none
+    Off,
+}
+
+impl SocketMode {
+    /// The name in messages and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::On => "on",
+            Self::Host => "host",
+            Self::Off => "off",
+        }
+    }
+}
+
 /// A hook for calls on sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SocketHook {

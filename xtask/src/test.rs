@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every ring of tests that this machine can run, and what was skipped and why.
 
-use std::{ffi::OsString, path::PathBuf, process::Command};
+use std::{ffi::OsString, process::Command};
 
 use anyhow::Result;
 use xtask::{
@@ -18,13 +18,13 @@ pub(crate) fn verb(args: &[OsString]) -> Result<()> {
     setup()?;
     // The build script would do it too, but cargo does not show what a build script is busy with.
     build_ebpf::build(&workspace())?;
-    println!("ring 1: host");
-    run(host().args(["test", "--workspace", "--exclude", "lb-ebpf", "--exclude", "tests"]).args(args))?;
-    println!("ring 2: packets through the kernel, and networks of namespaces");
-    let wharf = build_wharf()?;
+    let wharf = built("debug", "wharf")?;
     if is_root() {
-        run(host().args(["test", "--package", "tests"]).args(args).env("WHARF_BIN", wharf))?;
+        println!("rings 1 and 2: host; packets through the kernel, and networks of namespaces");
+        run(tests().args(args).env("WHARF_BIN", wharf))?;
     } else {
+        println!("ring 1: host");
+        run(tests().args(["--exclude", "tests"]).args(args))?;
         println!("skipped: ring 2 loads programs into the kernel, which only root may. To run it:");
         println!(
             "  WHARF_BIN={} cargo --config 'target.\"cfg(unix)\".runner=\"sudo --preserve-env=WHARF_BIN\"' test --package tests",
@@ -45,15 +45,10 @@ pub(crate) fn verb(args: &[OsString]) -> Result<()> {
     }
 }
 
-/// Builds the agent, as tests run it.
-pub(crate) fn build_wharf() -> Result<PathBuf> {
-    run(host().args(["build", "--package", "lb-userspace", "--bin", "wharf"]))?;
-    built("debug", "wharf")
-}
-
-/// A cargo at the root of the tree.
-pub(crate) fn host() -> Command {
+/// A cargo that runs all tests that run on the host. Always for the same packages, and for the agent with them: those that they
+/// depend on are compiled anew where others ask for other features of them.
+pub(crate) fn tests() -> Command {
     let mut cargo = cargo();
-    cargo.current_dir(workspace()).arg("--locked");
+    cargo.current_dir(workspace()).args(["--locked", "test", "--workspace", "--exclude", "lb-ebpf"]);
     cargo
 }

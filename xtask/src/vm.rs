@@ -76,10 +76,10 @@ pub(crate) fn test(kernels: &Kernels, program: &[OsString]) -> Result<()> {
     for (kernel, unpacked) in &kernels.chosen {
         println!("kernel {}", unpacked.release().display());
         let mut is_good = true;
-        let mut jobs = vec![ring::job(unpacked, &binaries, program)?];
+        let mut jobs = vec![ring::job(unpacked, &binaries, program, kernels.are_all)?];
         // What systemd does is the same on all kernels, and takes as long as the ring.
         if kernels.are_all && kernel.name == OLDEST.name && program.is_empty() {
-            jobs.push(ring::job(unpacked, &binaries, &[ring::UNIT.into()])?);
+            jobs.push(ring::job(unpacked, &binaries, &[ring::UNIT.into()], true)?);
         }
         for job in jobs {
             let outcome = guest::run(unpacked, &cache()?.join(kernel.name).join(job.folder()), &job, LIMIT)?;

@@ -6,9 +6,9 @@ use anyhow::{Context as _, Result, ensure};
 use cargo_metadata::Message;
 use xtask::command::output;
 
-use crate::test::{build_wharf, host};
+use crate::test::tests;
 
-/// The programs of the package `tests`, by name, and the agent.
+/// The programs of tests, by name, and the agent.
 #[derive(Debug)]
 pub(super) struct Binaries {
     tests: BTreeMap<String, PathBuf>,
@@ -19,21 +19,23 @@ pub(super) struct Binaries {
 impl Binaries {
     /// Builds all of them.
     pub(super) fn build() -> Result<Self> {
-        let wharf = build_wharf()?;
-        let mut command = host();
-        command.args(["test", "--package", "tests", "--no-run", "--message-format", "json-render-diagnostics"]);
+        let mut command = tests();
+        command.args(["--no-run", "--message-format", "json-render-diagnostics"]);
         let mut cargo = command.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
-        let mut tests = BTreeMap::new();
+        let (mut wharf, mut tests) = (None, BTreeMap::new());
         for message in Message::parse_stream(BufReader::new(cargo.stdout.take().context("it is piped")?)) {
             if let Message::CompilerArtifact(artifact) = message?
-                && artifact.profile.test
                 && let Some(executable) = artifact.executable
             {
-                tests.insert(artifact.target.name, executable.into());
+                if artifact.profile.test {
+                    tests.insert(artifact.target.name, executable.into());
+                } else if artifact.target.name == "wharf" {
+                    wharf = Some(executable.into());
+                }
             }
         }
         ensure!(cargo.wait()?.success(), "cargo cannot build the tests");
-        Ok(Self { tests, wharf })
+        Ok(Self { tests, wharf: wharf.context("cargo has built no wharf")? })
     }
 
     /// The program of tests that is called so.

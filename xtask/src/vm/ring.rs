@@ -65,6 +65,12 @@ const RING: [(&str, &[&str]); 9] = [
     ("nodes", &["tcp_connections_stay_where_they_are_when_endpoints_change"]),
 ];
 
+/// Those of them that start one agent after another, which takes minutes: they are run with `--all` alone.
+const LONG: [&str; 2] = [
+    "an_agent_takes_over_in_another_mode",
+    "segments_are_put_together_behind_native_xdp_and_nothing_is_changed_elsewhere",
+];
+
 /// What the programs of tests are told: that things may take twenty times longer than on the machine itself, as they do where that
 /// is busy; to make few hostile packets; to run more tests at once than there are processors, since they sleep at times; and that the
 /// machine is theirs.
@@ -77,8 +83,9 @@ const LIMIT: Duration = Duration::from_secs(900);
 /// The program of tests that is run in a guest of its own, where systemd is the first process.
 pub(super) const UNIT: &str = "unit";
 
-/// The job of a guest with this kernel: the ring, or one program of tests with its arguments.
-pub(super) fn job(kernel: &Unpacked, binaries: &Binaries, program: &[OsString]) -> Result<Job> {
+/// The job of a guest with this kernel: the ring, without what takes long unless it is to be whole, or one program of tests with its
+/// arguments.
+pub(super) fn job(kernel: &Unpacked, binaries: &Binaries, program: &[OsString], is_whole: bool) -> Result<Job> {
     let is_unit = program.first().is_some_and(|program| program == UNIT);
     let mut job = if is_unit { Job::by_systemd() } else { Job::as_first() };
     settle(&mut job, kernel, binaries);
@@ -90,7 +97,8 @@ pub(super) fn job(kernel: &Unpacked, binaries: &Binaries, program: &[OsString]) 
     } else {
         for (name, tests) in RING {
             binaries.expect(name, tests)?;
-            job.part(name, LIMIT, &[&[&*text(binaries.test(name.as_ref())?), "--exact"], tests].concat());
+            let tests: Vec<_> = tests.iter().copied().filter(|test| is_whole || !LONG.contains(test)).collect();
+            job.part(name, LIMIT, &[&[&*text(binaries.test(name.as_ref())?), "--exact"], &*tests].concat());
         }
     }
     Ok(job)

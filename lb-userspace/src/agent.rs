@@ -1,12 +1,13 @@
 //! The agent: one task that owns the state, driven by events.
 
+mod answers;
 mod beside;
 mod interfaces;
+mod services;
 mod sockets;
 
 use std::{
     collections::HashSet,
-    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -21,13 +22,10 @@ use tokio::{
 use tracing::{error, info, warn};
 
 pub use self::sockets::SocketOptions;
-use self::sockets::Sockets;
+use self::{services::Waiting, sockets::Sockets};
 use crate::{
     admin::{
-        report::{
-            AuditReport, BackendReport, CollectorReport, CounterReport, DriftReport, FrontendReport, HealthReport,
-            Request, Response, ServiceHealthReport, ServiceReport, StatusReport, TableReport, VerifyReport,
-        },
+        report::AuditReport,
         server::{BindError, Query, Server},
     },
     cleanup,
@@ -37,17 +35,15 @@ use crate::{
         kernel::{self, Kernel, Pins, PinsError, Settings, XdpMode},
         tables::{Drift, Tables},
     },
-    doctor,
-    model::{Desired, Endpoint, Service, ServiceName, TrafficPolicy},
+    describe, doctor,
     network::{Change, Network, NetworkError, Roles, name_of},
     observe::{
         http::{self, HealthChecks, Listen, ListenError},
         metrics::Metrics,
     },
-    plan::plan,
-    policy::{self, Decision, Node},
+    policy::{Decision, Node},
     privileges::{self, Places, PrivilegesError},
-    source::{Loaded, NodeObject, Source, SourceError, Update, file, kubernetes},
+    source::{NodeObject, Source, SourceError, Update, file, kubernetes},
     supervisor,
     sysctl::{self, Sysctls},
 };
@@ -201,7 +197,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             Event::Services(update) => {
                 match update {
                     Ok(loaded) => agent.apply(&loaded),
-                    Err(error) => agent.refuse(&error),
+                    Err(error) => agent.refuse(describe(&error)),
                 }
                 supervisor::ready(&agent.summary());
             }
@@ -308,18 +304,8 @@ const COLLECTION: Duration = Duration::from_secs(30);
 const AUDIT: Duration = Duration::from_secs(300);
 /// How long a step of one may take, and how long the next one waits: a pass takes a tenth of one CPU at the most.
 const COLLECTION_STEP: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
-/// How long the kernel may refuse changes until the agent is not well: kube-proxy's patience, too (Kubernetes,
-/// `cmd/kube-proxy/app/server.go`: twice `syncPeriod`).
-const STUCK: Duration = Duration::from_secs(60);
 /// How long the agent waits from one look at the network to the next: where many pods start at once, it looks once for all.
 const LOOK_PAUSE: Duration = Duration::from_millis(250);
-
-/// Services that are not in force on the node as it is now.
-struct Waiting {
-    desired: Arc<Desired>,
-    /// Why.
-    error: String,
-}
 
 /// The state.
 struct Agent {
@@ -428,7 +414,7 @@ impl Agent {
             options,
         };
         if let Some(error) = refused {
-            agent.refuse(&error);
+            agent.refuse(describe(&error));
         }
         let changes = match &first {
             Some(first) => {
@@ -449,144 +435,6 @@ impl Agent {
         }
         info!(services = agent.services().count(), changes, milliseconds = begin.elapsed().as_millis(), "balancing");
         Ok(agent)
-    }
-
-    /// Makes the tables say what is desired, on the node as it is now. This is the one place where services are applied.
-    fn enforce(&mut self, desired: &Arc<Desired>) -> Result<usize, DataplaneError> {
-        let decision = self.in_force.clone().unwrap_or_default().next(desired, &self.node);
-        let changes = self.tables.apply(decision.decided()).inspect_err(|error| {
-            if !matches!(error, DataplaneError::Full { .. }) {
-                self.stuck.get_or_insert_with(Instant::now);
-            }
-        })?;
-        self.in_force = Some(decision);
-        self.stuck = None;
-        Ok(changes)
-    }
-
-    /// Takes what the source says of this node.
-    fn know_node(&mut self, object: &NodeObject) {
-        if self.node_object != *object {
-            self.node_object = object.clone();
-            self.node = Arc::new(Node { zone: object.zone.clone(), ..Node::clone(&self.node) });
-        }
-    }
-
-    fn apply(&mut self, loaded: &Loaded) {
-        loaded.warnings.iter().for_each(|warning| warn!("{warning}"));
-        self.metrics.note_changes(&loaded.changes);
-        self.refused = None;
-        self.know_node(&loaded.node);
-        if let Err(error) = self.put_in_force(&loaded.desired) {
-            self.put_off(Arc::clone(&loaded.desired), &error);
-        }
-    }
-
-    /// Tries again what was refused by the kernel, or did not fit. That it still does not is known already.
-    fn apply_waiting(&mut self) {
-        let Some(Waiting { desired, .. }) = &self.waiting else { return };
-        let desired = Arc::clone(desired);
-        match self.put_in_force(&desired) {
-            Ok(()) => info!("what was refused before is in force now"),
-            Err(error) => self.waiting = Some(Waiting { desired, error: describe(&error) }),
-        }
-    }
-
-    /// Keeps what can't be in force now, to try it again.
-    fn put_off(&mut self, desired: Arc<Desired>, error: &DataplaneError) {
-        let error = describe(error);
-        error!("the services stay as they were: {error}");
-        self.waiting = Some(Waiting { desired, error });
-    }
-
-    /// Enforces what the source wants, and does what follows from that.
-    fn put_in_force(&mut self, desired: &Arc<Desired>) -> Result<(), DataplaneError> {
-        let begin = Instant::now();
-        let changes = self.enforce(desired);
-        if let Ok(changes) = changes {
-            self.waiting = None;
-            self.note_applied(begin);
-            self.revision += 1;
-            info!(changes, microseconds = begin.elapsed().as_micros(), "services applied");
-        }
-        self.reclaim();
-        self.choose_addresses();
-        changes.map(drop)
-    }
-
-    /// What is wanted is in force now, which took since `begin`.
-    fn note_applied(&mut self, begin: Instant) {
-        self.applied = SystemTime::now();
-        self.metrics.note_sync(begin.elapsed());
-    }
-
-    /// Whether the services are in force. That there is no room for some is no reason to take all traffic from this node, and
-    /// neither is a mistake in the source.
-    fn health(&self) -> HealthReport {
-        HealthReport {
-            is_healthy: self.in_force.is_some() && self.stuck.is_none_or(|since| since.elapsed() < STUCK),
-            is_node_eligible: self.node_object.is_eligible,
-            last_updated: humantime::format_rfc3339_millis(self.applied).to_string(),
-        }
-    }
-
-    /// What a load balancer that asks on a port is told, if it is to ask there (Kubernetes, `LocalReadyEndpoints` in
-    /// `pkg/proxy/endpointschangetracker.go`).
-    fn service_health(&self, port: u16) -> Option<ServiceHealthReport> {
-        let desired = self.desired()?;
-        let name = desired.health_checks().get(&port)?;
-        let endpoints = desired.ports_of(name).flat_map(|(_, service)| &service.endpoints);
-        let is_here = |&(address, endpoint): &(&SocketAddr, &Endpoint)| {
-            endpoint.conditions.ready && self.node.has_endpoint(address.ip(), endpoint.node.as_deref())
-        };
-        let local: HashSet<_> = endpoints.filter(is_here).map(|(address, _)| address.ip()).collect();
-        let is_healthy = self.health().is_healthy;
-        Some(ServiceHealthReport { service: name.to_string(), local_endpoints: local.len(), is_healthy })
-    }
-
-    /// Decides anew what is to be served, by the node as it is now.
-    fn settle(&mut self, node: Node) {
-        self.node = Arc::new(node);
-        self.apply_waiting();
-        let Some(desired) = self.desired().cloned() else { return };
-        match self.enforce(&desired) {
-            Ok(changes) => info!(changes, "services applied to the node's addresses and pods as they are now"),
-            Err(error) if self.waiting.is_none() => self.put_off(desired, &error),
-            Err(_known) => {}
-        }
-        self.reclaim();
-    }
-
-    /// Frees what is no longer used. Blocks for some milliseconds, in which the next event can wait: what has changed is
-    /// in force already.
-    fn reclaim(&mut self) {
-        if let Err(error) = self.tables.reclaim() {
-            error!(error = describe(&error), "table entries that are no longer used could not be freed");
-        }
-        self.end_sockets();
-    }
-
-    /// How it is with the services, in a few words.
-    fn summary(&self) -> String {
-        let count = self.services().count();
-        self.error().map_or_else(
-            || format!("balancing; services: {count}"),
-            |error| format!("balancing; services: {count}, as they were before: {error}"),
-        )
-    }
-
-    /// Why not all is in force that is wanted.
-    fn error(&self) -> Option<&String> {
-        self.refused.as_ref().or(self.waiting.as_ref().map(|waiting| &waiting.error))
-    }
-
-    /// Keeps the last good state, and says why.
-    fn refuse(&mut self, error: &dyn std::error::Error) {
-        let text = describe(error);
-        if self.refused.as_ref() != Some(&text) {
-            error!("the services stay as they were: {text}");
-        }
-        self.refused = Some(text);
     }
 
     async fn follow(&mut self, change: Change) {
@@ -670,49 +518,6 @@ impl Agent {
         };
     }
 
-    fn answer(&mut self, request: Request) -> Response {
-        self.respond(request).unwrap_or_else(|error| Response::Error(describe(&error)))
-    }
-
-    fn respond(&mut self, request: Request) -> Result<Response, DataplaneError> {
-        Ok(match request {
-            Request::Status => Response::Status(Box::new(self.status()?)),
-            Request::Services => Response::Services(self.service_reports()),
-            Request::Backends => Response::Backends(self.backend_reports()),
-            Request::Metrics => {
-                let decision = self.in_force.clone().unwrap_or_default();
-                Response::Metrics(self.metrics.text(&self.status()?, &decision))
-            }
-            Request::Health => Response::Health(self.health()),
-            Request::ServiceHealth { port } => self.service_health(port).map_or_else(
-                || Response::Error(format!("no service has its health told on port {port}")),
-                Response::ServiceHealth,
-            ),
-            Request::Verify { repair } => Response::Verify(self.verify(repair)?),
-        })
-    }
-
-    /// Compares what is desired, what the maps were made to say, and what they say.
-    fn verify(&mut self, repair: bool) -> Result<VerifyReport, DataplaneError> {
-        // From nothing, so that a mistake in following changes would be found, too.
-        let wanted = self.desired().map(|desired| policy::decide(desired, &self.node));
-        let unapplied = wanted.map_or(0, |wanted| plan(&wanted, self.tables.applied()).len());
-        let drift = self.tables.audit(repair)?;
-        let text = |text: &str| text.to_owned();
-        let report = |it: &Drift| DriftReport {
-            map: text(it.map),
-            entry: text(&it.entry),
-            expected: text(&it.expected),
-            found: text(&it.found),
-        };
-        Ok(VerifyReport {
-            entries: self.tables.audited(),
-            unapplied,
-            drift: drift.iter().map(report).collect(),
-            repaired: repair && !drift.is_empty(),
-        })
-    }
-
     /// Looks now and then whether somebody else has written to the maps, and puts it right.
     fn audit(&mut self) {
         self.audit_at = Instant::now() + AUDIT;
@@ -728,116 +533,6 @@ impl Agent {
             }
             Err(error) => error!(error = describe(&error), "the maps could not be compared with what they should say"),
         }
-    }
-
-    fn status(&self) -> Result<StatusReport, DataplaneError> {
-        let kernel = self.tables.dataplane();
-        Ok(StatusReport {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            uptime_seconds: self.started.elapsed().as_secs(),
-            kube_proxies: self.kube_proxies.clone(),
-            unpinned: kernel.unpinned().map(|error| describe(error)),
-            interfaces: self.interfaces(),
-            pod_interfaces: self.pod_interfaces(),
-            sockets: self.sockets_report(),
-            source: self.options.source.to_string(),
-            revision: self.revision,
-            services: self.services().count() as u64,
-            applied_seconds_ago: self.applied.elapsed().unwrap_or_default().as_secs(),
-            services_error: self.error().cloned(),
-            tables: self
-                .tables
-                .usage()
-                .into_iter()
-                .map(|usage| TableReport { name: usage.table.to_owned(), used: usage.used, size: usage.size })
-                .chain(self.flow_tables())
-                .collect(),
-            audit: self.audit,
-            collector: self.collector.last().map(|pass| CollectorReport {
-                passes: self.collector.passes(),
-                removed: self.collector.removed(),
-                entries: pass.entries4 + pass.entries6,
-                milliseconds: pass.busy.as_millis() as u64,
-            }),
-            counters: kernel
-                .counters()?
-                .into_iter()
-                .map(|count| CounterReport {
-                    action: count.counter.action.to_owned(),
-                    name: count.counter.name.to_owned(),
-                    packets: count.packets,
-                    bytes: count.bytes,
-                })
-                .collect(),
-        })
-    }
-
-    /// How full the flow tables were when they were last gone through.
-    fn flow_tables(&self) -> impl Iterator<Item = TableReport> {
-        let size = u64::from(self.sizes.flows);
-        let table =
-            move |name: &str, entries: u64| TableReport { name: name.to_owned(), used: entries.div_ceil(2), size };
-        self.collector
-            .last()
-            .into_iter()
-            .flat_map(move |pass| [table("flows (IPv4)", pass.entries4), table("flows (IPv6)", pass.entries6)])
-    }
-
-    /// What is in force, as its source has it.
-    fn desired(&self) -> Option<&Arc<Desired>> {
-        self.in_force.as_ref().map(Decision::desired)
-    }
-
-    /// The services that are in force.
-    fn services(&self) -> impl Iterator<Item = (&ServiceName, &Arc<Service>)> {
-        self.desired().into_iter().flat_map(|desired| desired.services())
-    }
-
-    fn service_reports(&self) -> Vec<ServiceReport> {
-        self.services()
-            .map(|(name, service)| ServiceReport {
-                name: name.name.to_string(),
-                port: name.port.to_string(),
-                protocol: name.protocol,
-                family: name.family,
-                frontends: service.frontends.iter().map(|(&address, &kind)| FrontendReport { address, kind }).collect(),
-                node_port: service.node_port,
-                internal_traffic_policy: service.internal_policy,
-                external_traffic_policy: service.external_policy,
-                source_ranges: service.source_ranges.iter().copied().collect(),
-                affinity_seconds: service.affinity,
-                algorithm: service.algorithm.name().to_owned(),
-                backends: service.endpoints.len(),
-                flows: self.tables.members(name).map(|(_, _, entry)| entry.flows).sum(),
-            })
-            .collect()
-    }
-
-    fn backend_reports(&self) -> Vec<BackendReport> {
-        self.services()
-            .flat_map(|(name, service)| {
-                self.tables.members(name).filter_map(move |(address, member, entry)| {
-                    let endpoint = service.endpoints.get(&address)?;
-                    let backend = member.backend;
-                    let policies =
-                        [(TrafficPolicy::Cluster, backend.in_cluster), (TrafficPolicy::Local, backend.in_local)];
-                    Some(BackendReport {
-                        service: name.name.to_string(),
-                        port: name.port.to_string(),
-                        protocol: name.protocol,
-                        address,
-                        weight: backend.weight.get(),
-                        node_name: endpoint.node.as_ref().map(ToString::to_string),
-                        on_node: backend.is_on_node,
-                        conditions: endpoint.conditions,
-                        takes_new: policies.into_iter().filter(|(_, takes)| *takes).map(|(policy, _)| policy).collect(),
-                        active: entry.active,
-                        flows: entry.flows,
-                    })
-                })
-            })
-            .collect()
     }
 }
 
@@ -887,10 +582,4 @@ impl Signals {
             _ = self.hangup.recv() => Event::Reload,
         }
     }
-}
-
-/// An error with all of its causes, on one line each way that it is shown. Some have their cause in their own text.
-fn describe(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| error.source()).map(ToString::to_string);
-    causes.fold(error.to_string(), |text, cause| if text.contains(&cause) { text } else { format!("{text}: {cause}") })
 }

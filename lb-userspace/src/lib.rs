@@ -17,3 +17,9 @@ pub mod sockets;
 pub mod source;
 pub mod supervisor;
 pub mod sysctl;
+
+/// An error with all of its causes, on one line each way that it is shown. Some have their cause in their own text.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source()).map(ToString::to_string);
+    causes.fold(error.to_string(), |text, cause| if text.contains(&cause) { text } else { format!("{text}: {cause}") })
+}

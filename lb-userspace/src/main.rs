@@ -12,6 +12,9 @@ use tracing_subscriber::EnvFilter;
 /// Exit code: the command line makes no sense. (`EX_USAGE` of sysexits.h)
 const USAGE: u8 = 64;
 
+/// What is logged unless `RUST_LOG` says otherwise. The client of the API server says each of its errors, which we do, too.
+const LOG: &str = "info,kube_client=off,kube_runtime=off";
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -22,7 +25,7 @@ fn main() -> ExitCode {
             return code;
         }
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal())

@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-use imbl::OrdMap;
+use imbl::{OrdMap, ordmap::DiffItem};
 use ipnet::IpNet;
 pub use lb_common::select::Algorithm;
 use lb_common::{net, select};
@@ -294,6 +294,51 @@ impl Desired {
         let first =
             ServiceName { name: Arc::clone(name), port: "".into(), protocol: Protocol::Tcp, family: IpFamily::V4 };
         self.services.range(first..).take_while(move |(of, _)| of.name == *name)
+    }
+
+    /// Only the services that are named so.
+    #[must_use]
+    pub fn filter(&self, is_meant: impl Fn(&ServiceName) -> bool) -> Self {
+        let mut some = Self::default();
+        for (name, service) in self.services.iter().filter(|(name, _)| is_meant(name)) {
+            some.set(name.clone(), Arc::clone(service));
+        }
+        some
+    }
+
+    /// Makes all ports of what its source calls so what they are in another state.
+    pub fn copy(&mut self, name: &Arc<str>, from: &Self) {
+        let gone = self.ports_of(name).map(|(name, _)| name).filter(|&name| !from.services.contains_key(name));
+        for name in gone.cloned().collect::<Vec<_>>() {
+            self.remove(&name);
+        }
+        for (name, service) in from.ports_of(name) {
+            self.set(name.clone(), Arc::clone(service));
+        }
+    }
+
+    /// Whether another state says the same of all ports of what its source calls so.
+    pub fn says_the_same(&self, other: &Self, name: &Arc<str>) -> bool {
+        self.ports_of(name).eq(other.ports_of(name))
+    }
+
+    /// What its source calls the services that are otherwise in another state: those first that lose most endpoints until then, then those
+    /// that gain the fewest.
+    pub fn names_by_growth(&self, other: &Self) -> Vec<Arc<str>> {
+        let mut growth = BTreeMap::<&Arc<str>, i64>::new();
+        for change in self.services.diff(&other.services) {
+            let (name, change) = match change {
+                DiffItem::Add(name, new) => (name, new.endpoints.len() as i64),
+                DiffItem::Remove(name, old) => (name, -(old.endpoints.len() as i64)),
+                DiffItem::Update { old: (_, old), new: (name, new) } => {
+                    (name, new.endpoints.len() as i64 - old.endpoints.len() as i64)
+                }
+            };
+            *growth.entry(&name.name).or_default() += change;
+        }
+        let mut names: Vec<_> = growth.into_iter().map(|(name, growth)| (growth, Arc::clone(name))).collect();
+        names.sort();
+        names.into_iter().map(|(_, name)| name).collect()
     }
 
     /// The ports on which load balancers ask for endpoints on this node, each with the name of the service.

@@ -32,6 +32,8 @@ pub struct Loaded {
     pub node: NodeObject,
     /// What is allowed, but hardly meant: one line each, with its place.
     pub warnings: Vec<String>,
+    /// Why it may not know of all changes.
+    pub troubles: Option<String>,
     /// What has changed since it was told last, of a source that tells of changes.
     pub changes: Changes,
 }
@@ -68,6 +70,11 @@ pub enum SourceError {
 }
 
 impl Source {
+    /// Whether its services change each by itself, and what it says at once is by chance; a file is written as a whole.
+    pub fn has_independent_services(&self) -> bool {
+        matches!(self, Self::Kubernetes(_))
+    }
+
     /// The files that it reads for as long as it is followed.
     pub fn files(&self) -> Vec<PathBuf> {
         match self {

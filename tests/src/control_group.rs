@@ -85,8 +85,17 @@ impl ControlGroup {
     }
 
     /// Attaches a program of somebody else's to it, that lets all connections of IPv4 be as they are; it stays until the control
-    /// group goes.
+    /// group goes, and others may attach beside it.
     pub fn attach_stranger(&self) {
+        self.attach(BPF_F_ALLOW_MULTI);
+    }
+
+    /// The same, but that nobody else may attach there.
+    pub fn attach_exclusive_stranger(&self) {
+        self.attach(0);
+    }
+
+    fn attach(&self, attach_flags: u32) {
         // r0 = 1; exit
         let instructions: [u64; 2] = [0x0000_0001_0000_00b7, 0x0000_0000_0000_0095];
         let mut load = LoadAttr {
@@ -104,10 +113,10 @@ impl ControlGroup {
             target_fd: group.as_raw_fd() as u32,
             attach_bpf_fd: program as u32,
             attach_type: BPF_CGROUP_INET4_CONNECT,
-            attach_flags: BPF_F_ALLOW_MULTI,
+            attach_flags,
         };
         // SAFETY: The attributes are the command's.
-        unsafe { bpf(BPF_PROG_ATTACH, &mut attach) }.expect("others may attach, too");
+        unsafe { bpf(BPF_PROG_ATTACH, &mut attach) }.expect("the control group is new");
         // SAFETY: The kernel has made the descriptor for us.
         drop(unsafe { OwnedFd::from_raw_fd(program) });
     }

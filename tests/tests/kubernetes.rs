@@ -93,144 +93,6 @@ fn used(agent: &Agent) -> BTreeMap<String, u64> {
     tables.filter(|(name, _)| !name.contains("flows")).collect()
 }
 
-#[track_caller]
-fn is_empty(agent: &Agent) {
-    eventually("the maps are empty", || used(agent).values().all(|&used| used == 0));
-    assert_eq!(agent.ask("services"), json!([]));
-}
-
-#[test]
-fn objects_are_served_whichever_comes_first_until_they_go() {
-    let world = World::new();
-    let _servers = world.lab.serve(TARGET_PORT);
-    // All is made anew again and again meanwhile, and found to be the same.
-    let arguments = [&NODE[..], &["--config-sync-period", "1s"]].concat();
-    let agent = Agent::launch_at(Home::of_cluster(&world.server), &world.lab, &arguments).ready();
-    for services_first in [true, false] {
-        let slices = world.endpoints(&[1]);
-        if services_first {
-            world.server.apply(web());
-            world.server.apply_all(slices);
-        } else {
-            world.server.apply_all(slices);
-            world.server.apply(web());
-        }
-        world.answer(&vips(), &["b1"]);
-        world.server.apply_all(world.endpoints(&[1, 2]));
-        world.answer(&vips(), &["b1", "b2"]);
-        // Scaled to zero, and back.
-        world.server.apply_all(world.endpoints(&[]));
-        eventually("refused", || {
-            let seen = world.lab.client().get_many(vips()[0], 3, 1);
-            seen.answers.is_empty() && agent.count("refused-no-backend") > 0
-        });
-        world.server.apply_all(world.endpoints(&[2]));
-        world.answer(&vips(), &["b2"]);
-        world.server.delete("Service", "default", "web");
-        eventually("the service is gone", || agent.ask("services") == json!([]));
-        for name in ["web-v4", "web-v6"] {
-            world.server.delete("EndpointSlice", "default", name);
-        }
-        is_empty(&agent);
-    }
-    assert!(!agent.log().contains("bug"), "{}", agent.log());
-    agent.stop();
-}
-
-#[test]
-fn a_service_changes_its_type_its_ports_and_its_name_and_keeps_its_address() {
-    let world = World::new();
-    let _servers = world.lab.serve(TARGET_PORT);
-    let agent = world.agent();
-    world.server.apply(web());
-    world.server.apply_all(world.endpoints(&[1]));
-    world.answer(&vips(), &["b1"]);
-    let lb: [IpAddr; 2] = [world.lab.lb().v4().into(), world.lab.lb().v6().into()];
-    let node_ports = lb.map(|ip| (ip, 30_080));
-    let frontends = || used(&agent)["frontends"];
-    world.server.apply(web().node_port(30_080));
-    eventually("node ports are served", || frontends() > 1);
-    world.answer(&node_ports, &["b1"]);
-    let external: IpAddr = tests::services::load_balancer_ips(1)[0];
-    world.server.apply(web().node_port(30_080).load_balancer([external]));
-    world.answer(&[(external, PORT)], &["b1"]);
-    world.server.apply(web());
-    world.answer(&vips(), &["b1"]);
-    eventually("node ports are not served any more", || frontends() == 1);
-    // The port is called otherwise, in the Service first.
-    let renamed = service("default", "web").cluster_ips(cluster_ips(1)).port("other", PORT).target(TARGET_PORT);
-    world.server.apply(renamed);
-    let slice = slice("default", "web-v4").of("web").port("other", TARGET_PORT).endpoint(world.backend(2)[0]);
-    world.server.apply(slice);
-    world.answer(&vips()[..1], &["b2"]);
-    // It is another one's address now.
-    world.server.delete("Service", "default", "web");
-    world.server.apply(service("other", "web").cluster_ips(cluster_ips(1)).port("http", PORT).target(TARGET_PORT));
-    let [moved, _] = world.endpoints(&[1]);
-    world.server.apply(moved.set("metadata.namespace", json!("other")));
-    world.answer(&vips()[..1], &["b1"]);
-    world.server.apply(service("other", "web").set("spec.type", json!("ExternalName")));
-    eventually("it is not served any more", || agent.ask("services") == json!([]));
-    for (kind, namespace, name) in [
-        ("Service", "other", "web"),
-        ("EndpointSlice", "other", "web-v4"),
-        ("EndpointSlice", "default", "web-v4"),
-        ("EndpointSlice", "default", "web-v6"),
-    ] {
-        world.server.delete(kind, namespace, name);
-    }
-    is_empty(&agent);
-}
-
-/// What happens to a server.
-type Trouble = fn(&ApiServer);
-
-#[test]
-fn whatever_happens_to_the_server_traffic_goes_on_and_changes_arrive() {
-    let world = World::new();
-    let _servers = world.lab.serve(TARGET_PORT);
-    world.server.apply(web());
-    world.server.apply_all(world.endpoints(&[1]));
-    let agent = world.agent();
-    world.answer(&vips(), &["b1"]);
-    let troubles: [(&str, Trouble); 8] = [
-        ("streams that end", ApiServer::close_streams),
-        ("streams that break", ApiServer::break_streams),
-        ("history that is forgotten", |server| {
-            server.compact();
-            server.break_streams();
-        }),
-        ("history that is refused plainly", |server| {
-            server.refuse_old_versions_plainly();
-            server.compact();
-            server.break_streams();
-        }),
-        ("errors", |server| {
-            server.fail(3, 500);
-            server.break_streams();
-        }),
-        ("too many requests", |server| {
-            server.fail(2, 429);
-            server.break_streams();
-        }),
-        ("a slow server", |server| server.slow(Duration::from_millis(1))),
-        ("a server that is started again", |server| {
-            server.resume();
-            server.stop();
-            server.start_again();
-        }),
-    ];
-    for (i, (what, trouble)) in troubles.into_iter().enumerate() {
-        trouble(&world.server);
-        assert_eq!(world.answers(vips()[0]).len(), 1, "{what}");
-        let backend = 2 - i % 2;
-        world.server.apply_all(world.endpoints(&[backend]));
-        let name = format!("b{backend}");
-        let arrived = poll(Duration::from_secs(60), || (world.answers(vips()[0]) == [&*name]).then_some(()));
-        assert!(arrived.is_some(), "no change after {what}; the agent: {}", agent.status());
-    }
-}
-
 #[test]
 fn nothing_goes_before_the_server_has_told_all() {
     let world = World::new();
@@ -259,6 +121,55 @@ fn nothing_goes_before_the_server_has_told_all() {
     assert_eq!(world.answers(vips()[0]), ["b1"]);
     another.signal(nix::sys::signal::Signal::SIGTERM);
     another.wait();
+}
+
+#[test]
+fn a_service_that_finds_no_room_keeps_no_other_out() {
+    let world = World::new();
+    let _servers = world.lab.serve(TARGET_PORT);
+    let big = |n: u8| {
+        let slice = slice("default", "big").of("big").port("http", TARGET_PORT);
+        (1..=n).fold(slice, |slice, i| slice.endpoint(Ipv4Addr::new(11, 0, 0, i)))
+    };
+    let big_service = service("default", "big").cluster_ips([Ipv4Addr::new(10, 96, 9, 9)]).port("http", PORT);
+    world.server.apply(big_service.build());
+    world.server.apply(big(20));
+    world.server.apply(web());
+    world.server.apply_all(world.endpoints(&[1]));
+    let arguments = [&NODE[..], &["--max-backends", "8"]].concat();
+    let mut agent = Agent::launch_at(Home::of_cluster(&world.server), &world.lab, &arguments).ready();
+    let error = |agent: &Agent| agent.status()["servicesError"].as_str().map(str::to_owned);
+    let is_told = |agent: &Agent| {
+        let told = |error: &str| error.starts_with("default/big: ") && error.contains("--max-backends");
+        eventually("it is told who has no room", || error(agent).is_some_and(|error| told(&error)));
+    };
+    is_told(&agent);
+    world.answer(&vips(), &["b1"]);
+    let healthz = || world.http("http://127.0.0.1:10256/healthz").map(|page| page.status);
+    assert_eq!(healthz(), Some(200));
+    // Changes of others are in force, and so it is for an agent that comes later.
+    world.server.apply_all(world.endpoints(&[2]));
+    world.answer(&vips(), &["b2"]);
+    agent.signal(nix::sys::signal::Signal::SIGKILL);
+    agent.wait();
+    let mut agent = agent.launch_another(&world.lab, &arguments).ready();
+    is_told(&agent);
+    world.server.apply_all(world.endpoints(&[1]));
+    world.answer(&vips(), &["b1"]);
+    assert_eq!(used(&agent)["backends"], 2);
+    // One that is in force and grows too much stays as it was.
+    world.server.apply(big(6));
+    eventually("there is room for that", || error(&agent).is_none());
+    assert_eq!(used(&agent)["backends"], 8);
+    world.server.apply(big(7));
+    is_told(&agent);
+    assert_eq!(used(&agent)["backends"], 8);
+    // As soon as others leave, there is room.
+    world.server.delete("Service", "default", "web");
+    assert!(poll(Duration::from_secs(40), || error(&agent).is_none().then_some(())).is_some(), "{:?}", error(&agent));
+    assert_eq!(used(&agent)["backends"], 7);
+    agent.signal(nix::sys::signal::Signal::SIGTERM);
+    agent.wait();
 }
 
 /// What a load balancer is told at the health check port of a service.

@@ -539,6 +539,37 @@ fn what_is_no_control_group_is_named_and_packets_are_balanced_all_the_same() {
     assert_eq!(cluster.client().tcp(vips(1)[0]).unwrap().backend(), pod.name());
 }
 
+#[test]
+fn a_hook_that_somebody_has_for_himself_is_named_and_all_others_are_used() {
+    let cluster = cluster();
+    let _servers = serve(&cluster);
+    let group = ControlGroup::new("taken");
+    group.attach_exclusive_stranger();
+    let (node, pod) = (cluster.node(1).host(), cluster.pod(1, 1));
+    let services = file([Service::new(1).everywhere().endpoint(pod)]);
+    let agent = Agent::start_on(cluster.node(1), &services, &["--cgroup", group.directory(), "--socket-lb", "on"]);
+    assert!(agent.log().contains("connect4 is missing: what processes of the node connect to"), "{}", agent.log());
+    let status = agent.status();
+    assert_eq!(status["sockets"]["attached"], SocketHook::ALL.len() - 1);
+    let missing = status["sockets"]["missing"].as_array().unwrap();
+    assert!(missing.len() == 1 && missing[0].as_str().unwrap().starts_with("connect4: "), "{missing:?}");
+    let metrics = node.http("http://127.0.0.1:10249/metrics").unwrap();
+    assert_eq!(metrics.metric("wharf_socket_hooks_missing"), Some(1.0));
+    let shown = |to: SocketAddr| Some(BTreeSet::from([format!("{} {} {}", pod.name(), to.ip(), to.port())]));
+    let [v4, v6] = vips(1);
+    let connect = |host: &Host, to| python(&group, host, &KINDS[..2], to, 2);
+    if connect(node, v6).is_none() {
+        return;
+    }
+    assert_eq!(connect(node, v6), shown(v6));
+    // The hook for datagrams is another one.
+    assert_eq!(python(&group, node, &KINDS[2..], v4, 2), shown(v4));
+    // Packets of pods meet programs of their own.
+    let before = agent.count("request-on-node");
+    assert_eq!(connect(cluster.pod(1, 2), v4), shown(v4));
+    assert!(agent.count("request-on-node") > before, "{:?}", agent.status()["counters"]);
+}
+
 // Real programs, in control groups: those of the node and of pods.
 
 /// Runs a program to its end; what it wrote. `None`, with a reason, if it is not installed.

@@ -46,6 +46,9 @@ pub struct Tables<D> {
     dataplane: D,
     sizes: Sizes,
     applied: Arc<Decided>,
+    /// How many frontends there are of it, and addresses.
+    frontends: PerFamily,
+    vips: PerFamily,
     entries: HashMap<ServiceName, Entry>,
     service_ids: IdPool,
     backend_ids: IdPool,
@@ -88,6 +91,13 @@ enum Resting {
     Slots(Range<u32>),
 }
 
+/// How many entries two tables have that are alike but for the IP family.
+#[derive(Clone, Copy, Debug, Default)]
+struct PerFamily {
+    v4: usize,
+    v6: usize,
+}
+
 /// How full a table is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
@@ -117,6 +127,8 @@ impl<D: Dataplane> Tables<D> {
             dataplane,
             sizes,
             applied: Arc::default(),
+            frontends: PerFamily::default(),
+            vips: PerFamily::default(),
             entries: HashMap::new(),
             service_ids: IdPool::new(sizes.services),
             backend_ids: IdPool::new(sizes.backends),
@@ -190,12 +202,10 @@ impl<D: Dataplane> Tables<D> {
     pub fn usage(&self) -> [Usage; 6] {
         let Self { sizes, applied, .. } = self;
         let usage = |table, used, size| Usage { table, used, size: u64::from(size) };
-        let frontends = fuller(applied.frontends.keys().map(|frontend| frontend.address.is_ipv4()));
-        let vips = fuller(applied.vips.keys().map(IpAddr::is_ipv4));
         [
             usage("services", self.service_ids.used(), sizes.services),
-            usage("frontends", frontends, sizes.frontends()),
-            usage("addresses", vips, sizes.vips()),
+            usage("frontends", self.frontends.of_fuller(), sizes.frontends()),
+            usage("addresses", self.vips.of_fuller(), sizes.vips()),
             usage("source ranges", applied.sources.len() as u64, sizes.source_ranges),
             usage("backends", self.backend_ids.used(), sizes.backends),
             usage("slots", self.used_slots, sizes.slots),
@@ -255,24 +265,20 @@ impl<D: Dataplane> Tables<D> {
     /// fit for a moment.
     fn check_room(&self, ops: &[Op<'_>]) -> Result<(), DataplaneError> {
         let Self { sizes, applied, .. } = self;
-        let (mut frontends, mut vips, mut sources) = (Vec::new(), Vec::new(), 0);
+        let (mut frontends, mut vips, mut sources) = (self.frontends, self.vips, applied.sources.len());
         for op in ops {
             match *op {
                 Op::SetFrontend { frontend, .. } if !applied.frontends.contains_key(&frontend) => {
-                    frontends.push(frontend.address.is_ipv4());
+                    *frontends.of(frontend.address.ip()) += 1;
                 }
-                Op::SetVip { address, .. } if !applied.vips.contains_key(&address) => vips.push(address.is_ipv4()),
+                Op::SetVip { address, .. } if !applied.vips.contains_key(&address) => *vips.of(address) += 1,
                 Op::AddSource { .. } => sources += 1,
                 _ => {}
             }
         }
-        let present = &applied.frontends;
-        let of_family = |is_v4| present.keys().filter(|it| it.address.is_ipv4() == is_v4).count();
-        check_families("frontends", &frontends, present.len(), of_family, sizes.frontends())?;
-        let present = &applied.vips;
-        let of_family = |is_v4| present.keys().filter(|it| it.is_ipv4() == is_v4).count();
-        check_families("addresses", &vips, present.len(), of_family, sizes.vips())?;
-        check_size("source ranges", applied.sources.len() + sources, sizes.source_ranges, "--max-source-ranges")
+        check_size("frontends", frontends.of_fuller(), sizes.frontends(), "--max-services")?;
+        check_size("addresses", vips.of_fuller(), sizes.vips(), "--max-services")?;
+        check_size("source ranges", sources as u64, sizes.source_ranges, "--max-source-ranges")
     }
 
     fn prepare_entries(&mut self, ops: &[Op<'_>]) -> Result<Vec<Entry>, DataplaneError> {
@@ -407,8 +413,22 @@ impl<D: Dataplane> Tables<D> {
                 unpublished.zip(prepared).for_each(|(name, entry)| self.give_back(name, entry));
                 return Err(error);
             }
+            self.count(op);
         }
         Ok(())
+    }
+
+    /// Counts what was changed in one table of two.
+    fn count(&mut self, op: &Op<'_>) {
+        match *op {
+            Op::SetFrontend { frontend, .. } if !self.applied.frontends.contains_key(&frontend) => {
+                *self.frontends.of(frontend.address.ip()) += 1;
+            }
+            Op::RemoveFrontend { frontend } => *self.frontends.of(frontend.address.ip()) -= 1,
+            Op::SetVip { address, .. } if !self.applied.vips.contains_key(&address) => *self.vips.of(address) += 1,
+            Op::RemoveVip { address } => *self.vips.of(address) -= 1,
+            _ => {}
+        }
     }
 
     fn publish_op(&mut self, op: &Op<'_>, prepared: &mut impl Iterator<Item = Entry>) -> Result<(), DataplaneError> {
@@ -543,33 +563,26 @@ impl Entry {
     }
 }
 
-/// Whether a table of each family has room for new entries, of which is given whether they are of IPv4, beside the present ones.
-fn check_families(
-    table: &'static str,
-    new: &[bool],
-    n_present: usize,
-    of_family: impl Fn(bool) -> usize,
-    size: u32,
-) -> Result<(), DataplaneError> {
-    if n_present + new.len() <= size as usize {
-        // Where all fit into one table there is no need to count.
-        return Ok(());
-    }
-    [true, false].into_iter().try_for_each(|is_v4| {
-        let n_new = new.iter().filter(|&&it| it == is_v4).count();
-        check_size(table, of_family(is_v4) + n_new, size, "--max-services")
-    })
-}
-
-fn check_size(table: &'static str, needed: usize, size: u32, flag: &'static str) -> Result<(), DataplaneError> {
-    let (needed, size) = (needed as u64, u64::from(size));
+fn check_size(table: &'static str, needed: u64, size: u32, flag: &'static str) -> Result<(), DataplaneError> {
+    let size = u64::from(size);
     if needed > size { Err(DataplaneError::Full { table, needed, size, flag }) } else { Ok(()) }
 }
 
-/// How many of the family that has more: whether each is of IPv4 is given.
-fn fuller(are_v4: impl Iterator<Item = bool>) -> u64 {
-    let (v4, v6): (Vec<_>, Vec<_>) = are_v4.partition(|&is_v4| is_v4);
-    v4.len().max(v6.len()) as u64
+impl PerFamily {
+    fn count(addresses: impl Iterator<Item = IpAddr>) -> Self {
+        let mut counts = Self::default();
+        addresses.for_each(|address| *counts.of(address) += 1);
+        counts
+    }
+
+    /// That of an address's family.
+    fn of(&mut self, address: IpAddr) -> &mut usize {
+        if address.is_ipv4() { &mut self.v4 } else { &mut self.v6 }
+    }
+
+    fn of_fuller(self) -> u64 {
+        self.v4.max(self.v6) as u64
+    }
 }
 
 /// A range of slots as a service's entry has it.

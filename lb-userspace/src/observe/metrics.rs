@@ -159,7 +159,7 @@ impl Changing {
 
 /// What the status says.
 fn register(wharf: &mut Registry, status: &StatusReport) {
-    let StatusReport { interfaces, tables, pod_interfaces, counters, audit, collector, .. } = status;
+    let StatusReport { interfaces, tables, pod_interfaces, sockets, counters, audit, collector, .. } = status;
     family(wharf, "build_info", "The version", [([("version", &*status.version)], 1)], Level::set);
     gauge(wharf, "services", "Services in force: ports of one protocol in one IP family", status.services);
     let is_refused = status.services_error.is_some();
@@ -175,6 +175,11 @@ fn register(wharf: &mut Registry, status: &StatusReport) {
     family(wharf, "interface_info", "How programs are attached to an interface", modes, Level::set);
     gauge(wharf, "pod_interfaces", "Pod-facing devices with programs", pod_interfaces.attached as u64);
     gauge(wharf, "pod_interfaces_refused", "Pod-facing devices that could not get them", pod_interfaces.refused as u64);
+    let modes = [([("mode", &*sockets.mode)], 1)];
+    family(wharf, "sockets_info", "Of which network namespaces sockets are balanced", modes, Level::set);
+    gauge(wharf, "socket_hooks", "Hooks of sockets with programs", sockets.attached as u64);
+    gauge(wharf, "socket_hooks_missing", "Hooks of sockets that could not get them", sockets.missing.len() as u64);
+    counter(wharf, "sockets_ended", "Sockets ended that were connected to backends that went", sockets.ended);
 
     let counts = || counters.iter().map(|it| ([("action", &*it.action), ("reason", &*it.name)], it));
     let packets = counts().map(|(labels, it)| (labels, it.packets));
@@ -225,7 +230,7 @@ fn seconds_since_1970(time: SystemTime) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::report::{AuditReport, CounterReport, PodInterfacesReport, TableReport};
+    use crate::admin::report::{AuditReport, CounterReport, PodInterfacesReport, SocketsReport, TableReport};
 
     #[test]
     fn the_text_has_what_happened_and_how_it_is() {
@@ -238,6 +243,7 @@ mod tests {
             revision: 2,
             audit: AuditReport { audits: 1, repaired: 0 },
             pod_interfaces: PodInterfacesReport::default(),
+            sockets: SocketsReport { mode: "host".into(), attached: 11, ended: 4, ..SocketsReport::default() },
             ..StatusReport::default()
         };
         let mut metrics = Metrics::default();
@@ -258,6 +264,10 @@ mod tests {
             "wharf_packets_total{action=\"drop\",reason=\"no-flow\"} 5",
             "wharf_bytes_total{action=\"drop\",reason=\"no-flow\"} 300",
             "wharf_changes_total 2",
+            "wharf_sockets_info{mode=\"host\"} 1",
+            "wharf_socket_hooks 11",
+            "wharf_socket_hooks_missing 0",
+            "wharf_sockets_ended_total 4",
         ] {
             assert!(text.lines().any(|it| it == line), "{line} is not in\n{text}");
         }

@@ -20,7 +20,7 @@ use lb_common::{
     select::Algorithm,
 };
 
-use super::{Entry, Tables, retire, slots};
+use super::{Entry, PerFamily, Tables, retire, slots};
 use crate::{
     dataplane::{Dataplane, DataplaneError},
     model::{Frontend, IpFamily, Protocol, ServiceName, Weight},
@@ -172,6 +172,8 @@ impl<D: Dataplane> Tables<D> {
             .collect();
         applied.sources =
             former.sources.into_iter().filter_map(|(id, range)| Some((names.get(&id)?.clone(), range))).collect();
+        self.frontends = PerFamily::count(applied.frontends.keys().map(|frontend| frontend.address.ip()));
+        self.vips = PerFamily::count(applied.vips.keys().copied());
         self.applied = Arc::new(applied);
     }
 

@@ -179,6 +179,7 @@ impl Cluster {
                 begun: mem::take(&mut self.begun).into_values().flatten().collect(),
                 ..mem::take(&mut self.changes)
             },
+            troubles: None,
         }
     }
 

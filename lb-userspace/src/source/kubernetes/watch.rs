@@ -4,7 +4,7 @@
 //! changes that come meanwhile are said together. While the server can't be reached, what was said last stays.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     path::PathBuf,
     sync::Arc,
@@ -35,7 +35,10 @@ use super::{
     cluster::Cluster,
     convert::{HEADLESS, ObjectName, PROXY_NAME, object_name},
 };
-use crate::source::Update;
+use crate::{
+    describe,
+    source::{Loaded, Update},
+};
 
 /// How to reach the API server, and which node this is.
 #[derive(Clone, Debug)]
@@ -68,17 +71,24 @@ pub enum KubernetesError {
         "how to reach the API server is not known: {0}; in a pod, that takes its service account, elsewhere --kubeconfig"
     )]
     Config(String),
-    /// A resource can't be listed or followed now.
-    #[error("the {kind} of the cluster can't be followed, and stay as they were")]
-    Follow {
-        /// Which.
-        kind: &'static str,
-        /// Why.
-        source: Box<watcher::Error>,
-    },
+    /// Not everything can be listed and followed now.
+    #[error("{0}")]
+    Follow(String),
 }
 
-/// For how long no error has to come until all is taken to be well again: longer than a watcher waits to try again.
+/// What of a cluster can't be followed now.
+#[derive(Debug, Default)]
+struct Troubles(BTreeMap<&'static str, Trouble>);
+
+#[derive(Debug)]
+struct Trouble {
+    why: String,
+    /// When it was last so.
+    last: Instant,
+}
+
+/// For how long no error has to come until a resource is taken to be well again of which nothing comes: longer than a watcher waits to
+/// try again.
 const CALM: Duration = Duration::from_secs(45);
 
 /// How long to wait until a configuration that can't be read is read again.
@@ -90,8 +100,12 @@ enum Item {
     Service(Event<Service>),
     Slice(Event<EndpointSlice>),
     Node(Event<Node>),
-    Error(KubernetesError),
+    Error(&'static str, watcher::Error),
 }
+
+const SERVICES: &str = "Services";
+const SLICES: &str = "EndpointSlices";
+const NODE: &str = "Node";
 
 /// Says what is wanted whenever that changes, until nobody listens.
 pub async fn watch(connection: Connection, updates: mpsc::Sender<Update>) {
@@ -110,12 +124,12 @@ pub async fn watch(connection: Connection, updates: mpsc::Sender<Update>) {
     // Of those that either label takes out of our hands the server tells nothing.
     let labels = watcher::Config::default().labels(&format!("!{HEADLESS},!{PROXY_NAME}"));
     let services = Api::<Service>::all(client.clone());
-    tokio::spawn(follow("Services", services, labels.clone(), Item::Service, sender.clone()));
+    tokio::spawn(follow(SERVICES, services, labels.clone(), Item::Service, sender.clone()));
     let slices = Api::<EndpointSlice>::all(client.clone());
-    tokio::spawn(follow("EndpointSlices", slices, labels, Item::Slice, sender.clone()));
+    tokio::spawn(follow(SLICES, slices, labels, Item::Slice, sender.clone()));
     if let Some(name) = &connection.node_name {
         let this = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        tokio::spawn(follow("Node", Api::<Node>::all(client), this, Item::Node, sender));
+        tokio::spawn(follow(NODE, Api::<Node>::all(client), this, Item::Node, sender));
     }
     Follower::new(connection.node_name, connection.sync_period, items).run(&updates).await;
 }
@@ -153,7 +167,7 @@ async fn follow<K>(
             let is_stuck = event.as_ref().is_err_and(is_stuck);
             let said = match event {
                 Ok(event) => item(event),
-                Err(error) => Item::Error(KubernetesError::Follow { kind, source: Box::new(error) }),
+                Err(error) => Item::Error(kind, error),
             };
             if items.send(said).await.is_err() {
                 return;
@@ -180,9 +194,7 @@ struct Follower {
     node: Listing,
     /// Whether there is something to say.
     has_news: bool,
-    error: Option<KubernetesError>,
-    /// When the last error came, until all is well again.
-    troubled: Option<Instant>,
+    troubles: Troubles,
     sync_period: Duration,
     /// When to make everything anew.
     sync_at: Instant,
@@ -206,8 +218,7 @@ impl Follower {
             slices: Listing::default(),
             node,
             has_news: false,
-            error: None,
-            troubled: None,
+            troubles: Troubles::default(),
             sync_period,
             sync_at: Instant::now() + sync_period,
         }
@@ -216,7 +227,7 @@ impl Follower {
     async fn run(mut self, updates: &mpsc::Sender<Update>) {
         loop {
             let is_synced = self.services.is_synced && self.slices.is_synced && self.node.is_synced;
-            let calm = self.troubled.map(|since| since + CALM);
+            let calm = self.troubles.calm();
             tokio::select! {
                 // All that is there is taken in before anything is said.
                 biased;
@@ -224,18 +235,17 @@ impl Follower {
                     Some(item) => self.take(item),
                     None => return,
                 },
-                permit = updates.reserve(), if self.error.is_some() || self.has_news && is_synced => {
+                permit = updates.reserve(), if self.has_news && (is_synced || !self.troubles.0.is_empty()) => {
                     let Ok(permit) = permit else { return };
-                    if let Some(error) = self.error.take() {
-                        permit.send(Err(error.into()));
-                    } else {
-                        self.has_news = false;
-                        permit.send(Ok(self.cluster.loaded()));
-                    }
+                    self.has_news = false;
+                    let troubles = (!self.troubles.0.is_empty()).then(|| self.troubles.to_string());
+                    permit.send(match troubles {
+                        Some(troubles) if !is_synced => Err(KubernetesError::Follow(troubles).into()),
+                        troubles => Ok(Loaded { troubles, ..self.cluster.loaded() }),
+                    });
                 }
                 () = sleep_until(calm.unwrap_or_else(Instant::now).into()), if calm.is_some() => {
-                    // Said once more, so that the error is not told any longer.
-                    self.troubled = None;
+                    self.troubles.0.retain(|_, trouble| trouble.last + CALM > Instant::now());
                     self.has_news = true;
                 }
                 () = sleep_until(self.sync_at.into()), if is_synced => {
@@ -247,24 +257,55 @@ impl Follower {
     }
 
     fn take(&mut self, item: Item) {
-        let Self { cluster, services, slices, node, .. } = self;
+        let Self { cluster, services, slices, node, troubles, .. } = self;
         match item {
             Item::Service(event) => {
+                troubles.0.remove(SERVICES);
                 services.take(event, cluster, Cluster::set_service, Cluster::remove_service, Cluster::keep_services);
             }
             Item::Slice(event) => {
+                troubles.0.remove(SLICES);
                 slices.take(event, cluster, Cluster::set_slice, Cluster::remove_slice, Cluster::keep_slices);
             }
             Item::Node(event) => {
+                troubles.0.remove(NODE);
                 node.take(event, cluster, Cluster::set_node, Cluster::remove_node, Cluster::keep_nodes);
             }
-            Item::Error(error) => {
-                self.error = Some(error);
-                self.troubled = Some(Instant::now());
+            Item::Error(kind, error) => {
+                self.has_news |= troubles.add(kind, describe(&error));
                 return;
             }
         }
         self.has_news = true;
+    }
+}
+
+impl Troubles {
+    /// Another error of a resource; whether that is news.
+    fn add(&mut self, kind: &'static str, why: String) -> bool {
+        let last = Instant::now();
+        let before = self.0.get(kind).is_some_and(|trouble| trouble.why == why);
+        self.0.insert(kind, Trouble { why, last });
+        !before
+    }
+
+    /// When the first of them will be taken to be over.
+    fn calm(&self) -> Option<Instant> {
+        self.0.values().map(|trouble| trouble.last + CALM).min()
+    }
+}
+
+impl fmt::Display for Troubles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut kinds = BTreeMap::<_, Vec<_>>::new();
+        for (kind, trouble) in &self.0 {
+            kinds.entry(&trouble.why).or_default().push(*kind);
+        }
+        for (i, (why, kinds)) in kinds.into_iter().enumerate() {
+            let (separator, kinds) = (if i == 0 { "" } else { "; " }, kinds.join(" and "));
+            write!(f, "{separator}the cluster's {kinds} can't be followed, and stay as they were: {why}")?;
+        }
+        Ok(())
     }
 }
 

@@ -16,7 +16,7 @@ use std::{
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc::{self, error::TrySendError},
-    task::JoinSet,
+    task::{JoinHandle, JoinSet},
     time::MissedTickBehavior,
 };
 use tracing::{error, info, warn};
@@ -33,7 +33,7 @@ use crate::{
         DataplaneError, SizeOptions, Sizes,
         collect::{Collector, Progress},
         kernel::{self, Kernel, Pins, PinsError, Settings, XdpMode},
-        tables::{Drift, Tables},
+        tables::{Drift, Tables, Wait},
     },
     describe, doctor,
     network::{Change, Network, NetworkError, Roles, name_of},
@@ -117,6 +117,8 @@ enum Event {
     Services(Update),
     /// The network changed.
     Network(Change),
+    /// No packet holds any more what was taken out of use.
+    Reclaimed(Reclaimed),
     /// It is time to look at the network again.
     Look,
     /// Control groups whose sockets are left alone may have come or gone.
@@ -186,6 +188,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             Some(query) = queries.recv() => Event::Query(query),
             Some(ids) = kube_proxies.recv() => Event::KubeProxies(ids),
             event = signals.next() => event,
+            reclaimed = over(&mut agent.reclaiming) => Event::Reclaimed(reclaimed),
             () = Sockets::exempt_change(agent.sockets.as_mut()) => Event::ControlGroups,
             () = sleep_until(agent.look_at) => Event::Look,
             () = sleep_until(agent.attach_at) => Event::AttachPods,
@@ -193,38 +196,10 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             () = sleep_until(Some(agent.collect_at)) => Event::Collect,
             () = sleep_until(Some(agent.audit_at)) => Event::Audit,
         };
-        match event {
-            Event::Services(update) => {
-                match update {
-                    Ok(loaded) => agent.apply(&loaded),
-                    Err(error) => agent.refuse(describe(&error)),
-                }
-                supervisor::ready(&agent.summary());
-            }
-            Event::Network(change) => agent.follow(change).await,
-            Event::Look => agent.look().await,
-            Event::ControlGroups => agent.exempt_sockets(),
-            Event::AttachPods => agent.attach_pods(),
-            Event::Tick => {
-                agent.confirm_neighbours().await;
-                agent.pin_again();
-                agent.apply_waiting();
-                agent.exempt_sockets();
-            }
-            Event::Collect => agent.collect(),
-            Event::Audit => agent.audit(),
-            Event::KubeProxies(ids) => agent.note_kube_proxies(ids),
-            // Whoever asked may have gone; that is theirs.
-            Event::Query(query) => drop(query.reply.send(agent.answer(query.request))),
-            Event::Reload => {
-                supervisor::reloading();
-                if let Err(TrySendError::Closed(())) = reload.try_send(()) {
-                    // There is nothing to read again: changes come by themselves.
-                    supervisor::ready(&agent.summary());
-                }
-            }
-            Event::Shutdown => break,
+        if matches!(event, Event::Shutdown) {
+            break;
         }
+        agent.handle(event, &reload).await;
         if let Some(desired) = agent.desired() {
             health_checks.follow(desired.health_checks());
         }
@@ -341,6 +316,8 @@ struct Agent {
     refused: Option<String>,
     /// What is wanted and the tables did not take, and why: it is tried again, as room may return.
     waiting: Option<Waiting>,
+    /// The wait for packets that may hold what was taken out of use.
+    reclaiming: Option<JoinHandle<Reclaimed>>,
     /// Uplinks that are not there now.
     lost: HashSet<String>,
     /// Whether it was said that not everything is pinned.
@@ -405,6 +382,7 @@ impl Agent {
             revision: u64::from(first.is_some()),
             refused: first.is_none().then(|| "the source has not told all services yet".to_owned()),
             waiting: None,
+            reclaiming: None,
             lost: HashSet::new(),
             refused_pods: HashSet::new(),
             is_unpinned: false,
@@ -435,6 +413,44 @@ impl Agent {
         }
         info!(services = agent.services().count(), changes, milliseconds = begin.elapsed().as_millis(), "balancing");
         Ok(agent)
+    }
+
+    /// Does what an event asks for. `reload` has the source read again.
+    async fn handle(&mut self, event: Event, reload: &mpsc::Sender<()>) {
+        match event {
+            Event::Services(update) => {
+                match update {
+                    Ok(loaded) => self.apply(&loaded),
+                    Err(error) => self.refuse(describe(&error)),
+                }
+                supervisor::ready(&self.summary());
+            }
+            Event::Network(change) => self.follow(change).await,
+            Event::Reclaimed(reclaimed) => self.reclaimed(reclaimed),
+            Event::Look => self.look().await,
+            Event::ControlGroups => self.exempt_sockets(),
+            Event::AttachPods => self.attach_pods(),
+            Event::Tick => {
+                self.confirm_neighbours().await;
+                self.pin_again();
+                self.apply_waiting();
+                self.exempt_sockets();
+            }
+            Event::Collect => self.collect(),
+            Event::Audit => self.audit(),
+            Event::KubeProxies(ids) => self.note_kube_proxies(ids),
+            // Whoever asked may have gone; that is theirs.
+            Event::Query(query) => drop(query.reply.send(self.answer(query.request))),
+            Event::Reload => {
+                supervisor::reloading();
+                if let Err(TrySendError::Closed(())) = reload.try_send(()) {
+                    // There is nothing to read again: changes come by themselves.
+                    supervisor::ready(&self.summary());
+                }
+            }
+            // Whoever receives events ends then.
+            Event::Shutdown => {}
+        }
     }
 
     async fn follow(&mut self, change: Change) {
@@ -555,6 +571,24 @@ fn canonical(interfaces: &[String], may_be_missing: bool) -> Result<Vec<String>,
 async fn sleep_until(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What a wait was for, and how it ended.
+type Reclaimed = (Wait, std::io::Result<()>);
+
+/// Waits for a task to end; for ever where there is none.
+async fn over<T>(task: &mut Option<JoinHandle<T>>) -> T {
+    match task {
+        Some(running) => {
+            let ended = running.await;
+            *task = None;
+            match ended {
+                Ok(ended) => ended,
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            }
+        }
         None => std::future::pending().await,
     }
 }

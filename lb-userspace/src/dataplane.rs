@@ -4,7 +4,7 @@
 //! are two kinds: `kernel`, the loaded programs and their maps, and `memory`, for tests on the host.
 
 pub mod collect;
-mod grace;
+pub mod grace;
 pub mod kernel;
 pub mod memory;
 pub mod region;

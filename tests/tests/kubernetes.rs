@@ -11,7 +11,6 @@ use std::{
 
 use serde_json::{Value, json};
 use tests::{
-    SOON,
     agent::Agent,
     apiserver::{
         ApiServer,
@@ -156,7 +155,7 @@ fn a_service_that_finds_no_room_keeps_no_other_out() {
     is_told(&agent);
     world.server.apply_all(world.endpoints(&[1]));
     world.answer(&vips(), &["b1"]);
-    assert_eq!(used(&agent)["backends"], 2);
+    eventually("nothing of others is left", || used(&agent)["backends"] == 2);
     // One that is in force and grows too much stays as it was.
     world.server.apply(big(6));
     eventually("there is room for that", || error(&agent).is_none());
@@ -331,11 +330,21 @@ fn one_change_among_many_services_is_soon_in_force() {
     let agent = Agent::launch_at(Home::of_cluster(&world.server), &world.lab, &[&NODE[..], &sizes].concat()).ready();
     let is_served = || (world.answers(vips()[0]) == ["b1"]).then_some(());
     assert!(poll(Duration::from_secs(120), is_served).is_some(), "{}", agent.status());
-    let begin = Instant::now();
-    world.server.apply_all(world.endpoints(&[2]));
-    let is_changed = || world.lab.client().tcp(vips()[0]).is_ok_and(|it| it.backend() == "b2").then_some(());
-    assert!(poll(SOON, is_changed).is_some(), "{}", agent.status());
-    println!("a change of one of {services} services was seen by a client after {:.1?}", begin.elapsed());
+    let mut times: Vec<_> = (0..21)
+        .map(|turn| {
+            let backend = 2 - turn % 2;
+            let (name, begin) = (format!("b{backend}"), Instant::now());
+            world.server.apply_all(world.endpoints(&[backend]));
+            // Without a pause, which would be longer than the change takes.
+            while world.lab.client().tcp(vips()[0]).is_ok_and(|it| it.backend() != name) {
+                assert!(begin.elapsed() < Duration::from_secs(60), "{}", agent.status());
+            }
+            begin.elapsed()
+        })
+        .collect();
+    times.sort();
+    let [median, longest] = [times[10], times[20]];
+    println!("a change of one of {services} services was seen by a client after {median:.1?} ({longest:.1?} at most)");
     let memory = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
     let log = agent.log();
     let told = log.lines().filter(|line| line.contains("applied") || line.contains("balancing"));

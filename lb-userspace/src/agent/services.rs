@@ -3,16 +3,17 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt, io,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
+use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
 
 use super::{Agent, describe};
 use crate::{
-    dataplane::DataplaneError,
+    dataplane::{DataplaneError, grace, tables::Wait},
     model::{Desired, Service, ServiceName},
     policy::{Decision, Node},
     source::{Loaded, NodeObject},
@@ -205,11 +206,24 @@ impl Agent {
         }
     }
 
-    /// Frees what is no longer used. Blocks for some milliseconds, in which the next event can wait: what has changed is
-    /// in force already.
+    /// Begins to free what is no longer used. That takes some milliseconds, and what has changed is in force already.
     pub(super) fn reclaim(&mut self) {
-        if let Err(error) = self.tables.reclaim() {
-            error!(error = describe(&error), "table entries that are no longer used could not be freed");
+        if let Some(wait) = self.tables.begin_wait() {
+            self.reclaiming = Some(spawn_blocking(move || (wait, grace::wait())));
+        }
+    }
+
+    /// Frees what nobody holds any more, and ends the sockets of what has gone.
+    pub(super) fn reclaimed(&mut self, (wait, waited): (Wait, io::Result<()>)) {
+        match waited {
+            Ok(()) => {
+                self.tables.free(wait);
+                self.reclaim();
+            }
+            Err(error) => {
+                error!(%error, "table entries that are no longer used could not be freed");
+                self.tables.give_up(wait);
+            }
         }
         self.end_sockets();
     }

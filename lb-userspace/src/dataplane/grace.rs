@@ -7,7 +7,7 @@ use std::{io, thread, time::Duration};
 /// `MEMBARRIER_CMD_GLOBAL` is the kernel's `synchronize_rcu()` (kernel/sched/membarrier.c), and XDP and tc
 /// programs run inside RCU read-side critical sections: after it, no run holds a slot, a backend or a
 /// range that it read before.
-pub(super) fn wait() -> io::Result<()> {
+pub fn wait() -> io::Result<()> {
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
     // SAFETY: Three integers, no memory.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };

@@ -55,6 +55,10 @@ pub struct Tables<D> {
     ranges: RangeAllocator<u32>,
     used_slots: u64,
     resting: Vec<Resting>,
+    /// What rested already when the last wait for packets in flight began, as long as that is underway.
+    awaiting: Vec<Resting>,
+    /// How many such waits there were.
+    waits: u64,
     /// How many backends have rested.
     gone: u64,
     /// What a former agent left, as long as it is not known which services there are to be.
@@ -82,6 +86,11 @@ pub struct Member {
     /// What was decided of it.
     pub backend: policy::Backend,
 }
+
+/// A wait until no packet in flight can hold what was unpublished before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "what waits is freed when it is over"]
+pub struct Wait(u64);
 
 /// What was unpublished, and may still be held by a packet in flight.
 #[derive(Debug)]
@@ -135,6 +144,8 @@ impl<D: Dataplane> Tables<D> {
             ranges: RangeAllocator::new(0..sizes.slots),
             used_slots: 0,
             resting: Vec::new(),
+            awaiting: Vec::new(),
+            waits: 0,
             gone: 0,
             former: None,
         }
@@ -158,11 +169,41 @@ impl<D: Dataplane> Tables<D> {
 
     /// Waits until no packet in flight can hold what was unpublished, and makes it free. Does nothing where nothing rests.
     pub fn reclaim(&mut self) -> Result<(), DataplaneError> {
-        if self.resting.is_empty() {
+        self.awaiting.append(&mut self.resting);
+        if self.awaiting.is_empty() {
             return Ok(());
         }
+        // If another wait is underway there is nothing left for it.
+        self.waits += 1;
         self.dataplane.wait_for_readers()?;
-        for resting in mem::take(&mut self.resting) {
+        self.free(Wait(self.waits));
+        Ok(())
+    }
+
+    /// For who waits until no packet in flight can hold what was unpublished, while other things go on. `None` where nothing rests, or
+    /// such a wait is underway: after that there may be more to wait for.
+    pub fn begin_wait(&mut self) -> Option<Wait> {
+        if !self.awaiting.is_empty() || self.resting.is_empty() {
+            return None;
+        }
+        mem::swap(&mut self.awaiting, &mut self.resting);
+        self.waits += 1;
+        Some(Wait(self.waits))
+    }
+
+    /// Such a wait has failed: what it was for goes on resting.
+    pub fn give_up(&mut self, wait: Wait) {
+        if wait == Wait(self.waits) {
+            self.resting.append(&mut self.awaiting);
+        }
+    }
+
+    /// Makes free what was waited for.
+    pub fn free(&mut self, wait: Wait) {
+        if wait != Wait(self.waits) {
+            return;
+        }
+        for resting in mem::take(&mut self.awaiting) {
             match resting {
                 Resting::Service(id) => self.service_ids.free(id),
                 Resting::Slots(range) => self.free_slots(range),
@@ -175,7 +216,6 @@ impl<D: Dataplane> Tables<D> {
                 }
             }
         }
-        Ok(())
     }
 
     /// How many backends have left their services and are held by no program any more, since the beginning.
@@ -253,7 +293,7 @@ impl<D: Dataplane> Tables<D> {
         self.check_room(ops)?;
         match self.prepare_entries(ops) {
             // What rests may be all that is missing.
-            Err(DataplaneError::Full { .. }) if !self.resting.is_empty() => {
+            Err(DataplaneError::Full { .. }) if !self.resting.is_empty() || !self.awaiting.is_empty() => {
                 self.reclaim()?;
                 self.prepare_entries(ops)
             }

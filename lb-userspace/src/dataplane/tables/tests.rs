@@ -281,6 +281,40 @@ fn a_change_that_does_not_fit_changes_nothing_and_says_what_it_needs() {
 }
 
 #[test]
+fn a_wait_that_others_overtake_frees_what_rested_before_it_and_nothing_else() {
+    let mut tables = tables();
+    let set = |tables: &mut Tables<Memory>, backend| {
+        tables.apply(&plain(&[(1, Algorithm::Random, &[(backend, 1)])])).unwrap();
+    };
+    set(&mut tables, 1);
+    assert_eq!(tables.begin_wait(), None, "nothing rests");
+    set(&mut tables, 2);
+    let first = tables.begin_wait().unwrap();
+    set(&mut tables, 3);
+    assert_eq!(tables.begin_wait(), None, "one at a time");
+    tables.free(first);
+    assert_eq!(tables.gone(), 1);
+    // A wait that failed: the next one is for all.
+    let second = tables.begin_wait().unwrap();
+    set(&mut tables, 4);
+    tables.give_up(second);
+    let third = tables.begin_wait().unwrap();
+    assert_eq!(tables.gone(), 1);
+    // Meanwhile there is no room, and all is reclaimed at once.
+    tables.reclaim().unwrap();
+    assert_eq!(tables.gone(), 3);
+    set(&mut tables, 5);
+    let fourth = tables.begin_wait().unwrap();
+    for late in [first, second, third] {
+        tables.free(late);
+        tables.give_up(late);
+    }
+    assert_eq!(tables.gone(), 3, "their time is over");
+    tables.free(fourth);
+    assert_eq!((tables.gone(), tables.usage()[4].used), (4, 1));
+}
+
+#[test]
 fn a_full_table_is_reclaimed_before_it_is_refused() {
     let mut tables = tables();
     for round in 0..50_u8 {

@@ -367,7 +367,7 @@ fn no_client_of_udp_stays_on_a_dead_backend_while_all_are_replaced() {
         agent.apply(&with(&pods[step..step + 2]));
         cut(pods[step - 1]);
     }
-    thread::sleep(Duration::from_secs(1));
+    thread::sleep(Duration::from_secs(1) * slowness());
     for clients in clients {
         let (backends, silence) = clients.finish();
         println!("no socket was silent for longer than {silence:?}");
@@ -706,7 +706,7 @@ fn sockets_of_pods_that_lose_their_backend_are_ended_too() {
     ask();
     agent.apply(&with(second));
     cut(first);
-    thread::sleep(Duration::from_secs(1));
+    thread::sleep(Duration::from_secs(1) * slowness());
     for (silence, backends) in ask() {
         println!("no socket was silent for longer than {silence:?}");
         assert_eq!(backends, second.name(), "{}", agent.log());

@@ -89,7 +89,7 @@ impl World {
     #[track_caller]
     fn serves(&self) {
         for vip in cluster_ips(1).map(|ip| SocketAddr::new(ip, PORT)) {
-            let seen = self.lab.client().get_many(vip, 20, 4);
+            let seen = self.lab.client().meet_all(vip);
             assert!(seen.errors.is_empty() && seen.answers.len() == 2, "{vip}: {seen:?}");
         }
     }

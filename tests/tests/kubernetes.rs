@@ -59,7 +59,7 @@ impl World {
 
     /// Who answers at an address.
     fn answers(&self, vip: (IpAddr, u16)) -> Vec<String> {
-        let seen = self.lab.client().get_many(vip, 12, 3);
+        let seen = self.lab.client().meet_all(vip);
         if seen.errors.is_empty() { seen.answers.into_keys().collect() } else { Vec::new() }
     }
 

@@ -171,7 +171,7 @@ impl Play {
     fn difference(&self, step: &Step) -> Option<String> {
         let client = self.lab.client();
         for (address, hosts) in &step.answers {
-            let seen = client.get_many(address, 12, 3);
+            let seen = client.meet_all(address);
             let answered: BTreeSet<_> = seen.answers.keys().cloned().collect();
             if !seen.errors.is_empty() || answered != *hosts {
                 return Some(format!("at {address}: {seen:?}"));

@@ -55,7 +55,7 @@ impl Watched<'_> {
     fn check<A: Address>(&self, segment: &Segment<A>) {
         let Segment { network, transport, ip_length, .. } = *segment;
         let header = match (segment.key.proto, segment.part) {
-            (_, Part::Later(_)) => 0,
+            (_, Part::Later) => 0,
             (IpProto::TCP, _) => 20,
             (IpProto::SCTP, _) => 16,
             _ => 8,

@@ -272,7 +272,7 @@ abi! {
 }
 
 abi! {
-    /// Value of `ADDRESSES`, at an interface's number: what packets that leave there for a backend are sent from.
+    /// Value of `ADDRESSES`, at the number of an interface where our programs meet packets: what packets that leave there for a backend are sent from.
     pub struct InterfaceAddresses where 24 {
         /// The IPv6 address; unspecified: none.
         pub v6: Ipv6Be,
@@ -430,6 +430,8 @@ impl<A: Address> Flow<A> {
     pub const HAIRPIN: u16 = 4;
     /// The flow is established: it is one of its backend's live flows.
     pub const ESTABLISHED: u16 = 8;
+    /// The client is a process of the node itself: requests are translated as they leave it, and replies where they come in.
+    pub const OWN: u16 = 16;
 
     /// The entry's state.
     #[inline(always)]
@@ -467,10 +469,17 @@ impl<A: Address> Flow<A> {
         self.flags & Self::HAIRPIN != 0
     }
 
+    /// Whether the client is a process of the node itself; see [`Flow::OWN`].
+    #[inline(always)]
+    pub const fn is_own(&self) -> bool {
+        self.flags & Self::OWN != 0
+    }
+
     /// Whether packets go where the kernel's FIB says.
     #[inline(always)]
     pub const fn needs_hop(&self) -> bool {
-        self.flags & (Self::ON_NODE | Self::HAIRPIN) == 0
+        let is_for_us = self.is_own() && self.direction == Direction::Reply as u8;
+        self.flags & (Self::ON_NODE | Self::HAIRPIN) == 0 && !is_for_us
     }
 
     /// Whether the entry has outlived its state's timeout.
@@ -605,6 +614,14 @@ impl Hop {
         mtu: 0,
         _pad: 0,
     };
+
+    /// Makes this that of packets that the stack takes further.
+    #[inline(always)]
+    pub const fn leave_to_stack(&mut self, epoch: u32) {
+        self.epoch = epoch;
+        self.interface = IfIndex(0);
+        self.mtu = 0;
+    }
 }
 
 impl<A: Address> ServiceKey<A> {

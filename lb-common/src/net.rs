@@ -109,6 +109,11 @@ pub struct IpProto(pub u16);
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct IfIndex(pub u32);
 
+impl IfIndex {
+    /// The loopback interface's, in every network namespace (`LOOPBACK_IFINDEX` in the kernel's `include/net/flow.h`).
+    pub const LOOPBACK: Self = Self(1);
+}
+
 /// An Ethernet address.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

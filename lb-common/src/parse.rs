@@ -53,6 +53,11 @@ pub trait Bytes {
     fn read<T: Header>(&self, offset: usize) -> Option<T>;
     /// The packet's length in bytes, from the Ethernet header on.
     fn length(&self) -> usize;
+    /// Whether it stands for several packets. Such a one may be longer than IP can say, and then says zero (`iph_totlen` and
+    /// `ipv6_payload_len` in the kernel's `include/linux/ip.h` and `ipv6.h`).
+    fn stands_for_several(&self) -> bool {
+        false
+    }
     /// Called with each offset that leaves the parser; what comes back is used instead, and is the same.
     ///
     /// The verifier walks a program once for each value that an offset may have, so for each number of VLAN tags and
@@ -92,15 +97,15 @@ impl Frame {
     }
 }
 
-/// Which part of its datagram a packet is. The identification is what the parts have in common, as it stands in the header.
+/// Which part of its datagram a packet is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Part {
     /// All of it.
     Whole,
     /// The first fragment, the only one with a transport header.
-    First(u32),
+    First,
     /// A later fragment.
-    Later(u32),
+    Later,
 }
 
 /// A packet that flows are made of, or an ICMP message: all that the pipeline needs of its headers.
@@ -112,11 +117,13 @@ pub struct Segment<A: Address> {
     pub flags: TcpFlags,
     /// Whether it is a fragment.
     pub part: Part,
+    /// What the fragments of a datagram have in common, as it stands in the header; of what is whole it says nothing.
+    pub identification: u32,
     /// The offset of the network header.
     pub network: usize,
     /// The offset of the transport or ICMP header, or of a later fragment's data.
     pub transport: usize,
-    /// The length of the IP packet in bytes, as its header says.
+    /// The length of the IP packet in bytes, as its header says; at most that is said of a longer one.
     pub ip_length: u16,
     /// The type of service or traffic class byte.
     pub traffic_class: u8,
@@ -165,11 +172,11 @@ const IPV4_MORE_FRAGMENTS: u16 = 0x2000;
 const IPV4_DONT_FRAGMENT: u16 = 0x4000;
 
 #[inline(always)]
-const fn part(has_offset: bool, has_more: bool, identification: u32) -> Part {
+const fn part(has_offset: bool, has_more: bool) -> Part {
     match (has_offset, has_more) {
         (false, false) => Part::Whole,
-        (false, true) => Part::First(identification),
-        (true, _) => Part::Later(identification),
+        (false, true) => Part::First,
+        (true, _) => Part::Later,
     }
 }
 
@@ -178,7 +185,10 @@ const fn part(has_offset: bool, has_more: bool, identification: u32) -> Part {
 pub fn ipv4<B: Bytes + ?Sized>(bytes: &B, frame: Frame) -> Result<Segment<Ipv4Be>, PassReason> {
     let header: Ipv4Hdr = bytes.read(frame.network).ok_or(PassReason::MalformedIpv4)?;
     let header_length = usize::from(header.vihl & 0x0F) * 4;
-    let ip_length = usize::from(u16::from_be_bytes(header.tot_len));
+    let ip_length = match u16::from_be_bytes(header.tot_len) {
+        0 if bytes.stands_for_several() => bytes.length() - frame.network,
+        length => usize::from(length),
+    };
     if header.vihl >> 4 != 4
         || header_length < size_of::<Ipv4Hdr>()
         || ip_length < header_length
@@ -187,11 +197,7 @@ pub fn ipv4<B: Bytes + ?Sized>(bytes: &B, frame: Frame) -> Result<Segment<Ipv4Be
         return Err(PassReason::MalformedIpv4);
     }
     let fragmentation = u16::from_be_bytes(header.frags);
-    let part = part(
-        fragmentation & IPV4_FRAGMENT_OFFSET != 0,
-        fragmentation & IPV4_MORE_FRAGMENTS != 0,
-        u32::from(u16::from_ne_bytes(header.id)),
-    );
+    let part = part(fragmentation & IPV4_FRAGMENT_OFFSET != 0, fragmentation & IPV4_MORE_FRAGMENTS != 0);
     let source = Ipv4Be::from_bytes(header.src_addr);
     let destination = Ipv4Be::from_bytes(header.dst_addr);
     let transport = frame.network + header_length;
@@ -201,9 +207,10 @@ pub fn ipv4<B: Bytes + ?Sized>(bytes: &B, frame: Frame) -> Result<Segment<Ipv4Be
         key: FlowKey::new(source, destination, ports, proto),
         flags,
         part,
+        identification: u32::from(u16::from_ne_bytes(header.id)),
         network: bytes.settle(frame.network),
         transport: bytes.settle(transport),
-        ip_length: ip_length as u16,
+        ip_length: at_most_u16(ip_length),
         traffic_class: header.tos,
         ttl: header.ttl,
         dont_fragment: fragmentation & IPV4_DONT_FRAGMENT != 0,
@@ -211,18 +218,26 @@ pub fn ipv4<B: Bytes + ?Sized>(bytes: &B, frame: Frame) -> Result<Segment<Ipv4Be
     })
 }
 
+#[inline(always)]
+const fn at_most_u16(length: usize) -> u16 {
+    if length > u16::MAX as usize { u16::MAX } else { length as u16 }
+}
+
 /// Reads an IPv6 header (RFC 8200), its extension headers, and the transport header behind them.
 #[inline(always)]
 pub fn ipv6<B: Bytes + ?Sized>(bytes: &B, frame: Frame) -> Result<Segment<Ipv6Be>, PassReason> {
     let header: Ipv6Hdr = bytes.read(frame.network).ok_or(PassReason::MalformedIpv6)?;
-    let ip_length = size_of::<Ipv6Hdr>() + usize::from(u16::from_be_bytes(header.payload_len));
+    let ip_length = match u16::from_be_bytes(header.payload_len) {
+        0 if bytes.stands_for_several() => bytes.length() - frame.network,
+        length => size_of::<Ipv6Hdr>() + usize::from(length),
+    };
     let [version_and_class, class_and_label, ..] = header.vcf;
     if version_and_class >> 4 != 6 || frame.network + ip_length > bytes.length() {
         return Err(PassReason::MalformedIpv6);
     }
     let source = Ipv6Be::from_bytes(header.src_addr);
     let destination = Ipv6Be::from_bytes(header.dst_addr);
-    let (proto, skipped, part) =
+    let Behind { proto, skipped, part, identification } =
         skip_extensions(bytes, IpProto(u16::from(header.next_hdr)), frame.network + size_of::<Ipv6Hdr>())?;
     let headers_length = size_of::<Ipv6Hdr>() + skipped;
     if headers_length > ip_length {
@@ -234,9 +249,10 @@ pub fn ipv6<B: Bytes + ?Sized>(bytes: &B, frame: Frame) -> Result<Segment<Ipv6Be
         key: FlowKey::new(source, destination, ports, proto),
         flags,
         part,
+        identification,
         network: bytes.settle(frame.network),
         transport: bytes.settle(transport),
-        ip_length: u16::try_from(ip_length).map_err(|_too_long| PassReason::MalformedIpv6)?,
+        ip_length: at_most_u16(ip_length),
         traffic_class: version_and_class << 4 | class_and_label >> 4,
         ttl: header.hop_limit,
         dont_fragment: true,
@@ -253,18 +269,23 @@ const MOBILITY: u16 = 135;
 const HOST_IDENTITY: u16 = 139;
 const SHIM6: u16 = 140;
 
-/// Walks over extension headers that start at `start`: the protocol behind them, their length in bytes, and what a
-/// fragment header among them says. What follows the fragment header of a later fragment is data.
+/// What is behind extension headers, and what a fragment header among them says.
+struct Behind {
+    proto: IpProto,
+    /// Their length in bytes.
+    skipped: usize,
+    part: Part,
+    identification: u32,
+}
+
+/// Walks over extension headers that start at `start`. What follows the fragment header of a later fragment is data.
 #[inline(always)]
-fn skip_extensions<B: Bytes + ?Sized>(
-    bytes: &B,
-    mut proto: IpProto,
-    start: usize,
-) -> Result<(IpProto, usize, Part), PassReason> {
+fn skip_extensions<B: Bytes + ?Sized>(bytes: &B, mut proto: IpProto, start: usize) -> Result<Behind, PassReason> {
     let mut skipped = 0;
-    let mut fragment = Part::Whole;
+    let mut part = Part::Whole;
+    let mut identification = 0;
     for _ in 0..IPV6_EXT_MAX {
-        if !is_extension(proto) || matches!(fragment, Part::Later(_)) {
+        if !is_extension(proto) || part == Part::Later {
             break;
         }
         // As one word: an array of bytes would go over the stack.
@@ -273,17 +294,18 @@ fn skip_extensions<B: Bytes + ?Sized>(
         if proto.0 == FRAGMENT {
             // 13 bits of offset, two reserved, "more fragments".
             let word = u16::from_be_bytes([high, low]);
-            fragment = part(word >> 3 != 0, word & 1 != 0, u32::from_ne_bytes([a, b, c, d]));
+            part = self::part(word >> 3 != 0, word & 1 != 0);
+            identification = u32::from_ne_bytes([a, b, c, d]);
             skipped += 8;
         } else {
             skipped += (usize::from(length) + 1) * 8;
         }
         proto = IpProto(u16::from(next));
     }
-    if is_extension(proto) && !matches!(fragment, Part::Later(_)) {
+    if is_extension(proto) && part != Part::Later {
         return Err(PassReason::ExtensionsTooDeep);
     }
-    Ok((proto, skipped, fragment))
+    Ok(Behind { proto, skipped, part, identification })
 }
 
 #[inline(always)]
@@ -308,7 +330,7 @@ fn transport_header<B: Bytes + ?Sized>(
     payload: usize,
 ) -> Result<((Port, Port), TcpFlags), PassReason> {
     let none = ((Port::default(), Port::default()), TcpFlags::default());
-    if let Part::Later(_) = part {
+    if part == Part::Later {
         return match proto {
             IpProto::TCP | IpProto::UDP | IpProto::SCTP | IpProto::ICMP | IpProto::ICMPV6 => Ok(none),
             _ => Err(PassReason::OtherProtocol),
@@ -383,8 +405,8 @@ pub fn embedded6<B: Bytes + ?Sized>(bytes: &B, icmp: usize) -> Result<Embedded<I
         return Err(PassReason::MalformedIcmp);
     }
     let start = network + size_of::<Ipv6Hdr>();
-    let (proto, skipped, part) = skip_extensions(bytes, IpProto(u16::from(header.next_hdr)), start)?;
-    if let Part::Later(_) = part {
+    let Behind { proto, skipped, part, .. } = skip_extensions(bytes, IpProto(u16::from(header.next_hdr)), start)?;
+    if part == Part::Later {
         return Err(PassReason::OtherIcmp);
     }
     let (source, destination) = (Ipv6Be::from_bytes(header.src_addr), Ipv6Be::from_bytes(header.dst_addr));
@@ -545,16 +567,20 @@ mod tests {
     fn fragments_are_told_apart() {
         let mut first = tcp4();
         (first[18], first[19], first[20]) = (0xAB, 0xCD, 0x20);
-        assert_eq!(v4(&first).part, Part::First(u32::from(u16::from_ne_bytes([0xAB, 0xCD]))));
+        assert_eq!(
+            (v4(&first).part, v4(&first).identification),
+            (Part::First, u16::from_ne_bytes([0xAB, 0xCD]).into())
+        );
         assert_eq!(v4(&first).key.destination_port.to_host(), 80);
         let mut later = first.clone();
         (later[20], later[21]) = (0, 185);
-        assert!(matches!(v4(&later).part, Part::Later(_)));
+        assert_eq!((v4(&later).part, v4(&later).identification), (Part::Later, v4(&first).identification));
         assert_eq!((v4(&later).key.destination_port.to_host(), v4(&later).transport), (0, 34));
 
-        let part = |offset: u8, more: u8| v6(&udp6(44, &[17, 0, 0, offset << 3 | more, 1, 2, 3, 4])).part;
-        let id = u32::from_ne_bytes([1, 2, 3, 4]);
-        assert_eq!([part(0, 0), part(0, 1), part(1, 0)], [Part::Whole, Part::First(id), Part::Later(id)]);
+        let parsed = |offset: u8, more: u8| v6(&udp6(44, &[17, 0, 0, offset << 3 | more, 1, 2, 3, 4]));
+        let [whole, first, later] = [parsed(0, 0), parsed(0, 1), parsed(1, 0)];
+        assert_eq!([whole.part, first.part, later.part], [Part::Whole, Part::First, Part::Later]);
+        assert_eq!([first.identification, later.identification], [u32::from_ne_bytes([1, 2, 3, 4]); 2]);
         // What looks like one more extension header is data already.
         let data = v6(&udp6(44, &[17, 0, 0, 8, 1, 2, 3, 4, 60, 0, 0, 0, 0, 0, 0, 0]));
         assert_eq!((data.transport, data.key.proto), (14 + 48, IpProto::UDP));
@@ -566,6 +592,41 @@ mod tests {
         let length = bytes.len() - 4;
         bytes[length..length + 2].copy_from_slice(&4000_u16.to_be_bytes());
         assert_eq!(v6(&bytes).key.destination_port.to_host(), 53);
+    }
+
+    /// Bytes that stand for several packets.
+    struct Several(Vec<u8>);
+
+    impl Bytes for Several {
+        fn read<T: Header>(&self, offset: usize) -> Option<T> {
+            self.0[..].read(offset)
+        }
+
+        fn length(&self) -> usize {
+            self.0.len()
+        }
+
+        fn stands_for_several(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn what_stands_for_several_packets_may_be_longer_than_ip_can_say() {
+        let mut large = Several(tcp4());
+        large.0[16..18].fill(0);
+        assert_eq!(packet(&large.0[..]), Err(PassReason::MalformedIpv4), "a packet of its own may not");
+        assert!(matches!(packet(&large), Ok(AnySegment::V4(segment)) if segment.ip_length == 40));
+        large.0.resize(100_000, 7);
+        assert!(matches!(packet(&large), Ok(AnySegment::V4(segment)) if segment.ip_length == u16::MAX));
+
+        let mut large = Several(udp6(0, &[17, 0, 0xC2, 4, 0, 1, 0x86, 0x78]));
+        large.0[18..20].fill(0);
+        assert_eq!(packet(&large.0[..]), Err(PassReason::MalformedIpv6));
+        large.0.resize(100_000, 7);
+        assert!(
+            matches!(packet(&large), Ok(AnySegment::V6(segment)) if (segment.transport, segment.ip_length) == (62, u16::MAX))
+        );
     }
 
     #[test]

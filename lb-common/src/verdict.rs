@@ -12,6 +12,12 @@ pub enum Verdict {
     Tx,
     /// Goes out by another interface.
     Redirect(IfIndex),
+    /// Of the node itself: goes out by an interface, and the kernel finds the neighbour's Ethernet address.
+    Neighbour(IfIndex),
+    /// Of the node itself: goes to its own stack, as if it had come in by the interface that it was to leave by.
+    Inward,
+    /// For the node itself: goes to its stack, as if it had come in by loopback.
+    Loopback,
     /// Goes back to its sender as our answer.
     Answer(AnswerReason),
     /// Ends here.
@@ -57,6 +63,7 @@ impl Verdict {
         match self {
             Self::Tx => Forward::Tx as u32,
             Self::Redirect(_) => Forward::Redirect as u32,
+            Self::Neighbour(_) | Self::Inward | Self::Loopback => Forward::Own as u32,
             Self::Pass(reason) => reason as u32,
             Self::Answer(reason) => reason as u32,
             Self::Drop(reason) => reason as u32,
@@ -132,6 +139,7 @@ reasons! {
         Tx = 0, "tx", "Translated and sent out by the interface that it came in by.";
         Redirect = 1, "redirect", "Translated and sent out by another interface.";
         Socket = 46, "socket", "A socket of this node that was connected to a service, or a datagram that one sent: translated once, before there are packets.";
+        Own = 48, "own", "From or to a process of this node, through no hook of sockets: translated, and the kernel sends it on.";
     }
     /// Why a packet goes to the network stack.
     PassReason as "pass" {
@@ -150,7 +158,7 @@ reasons! {
         NeighbourUnresolved = 14, "neighbour-unresolved", "Translated; the stack resolves the next hop and forwards it.";
         RoutedByStack = 15, "routed-by-stack", "Translated; the stack forwards it: by a VLAN or tunnel device, or an interface that is not attached to.";
         RequestOnNode = 27, "request-on-node", "Translated; the stack takes it to its backend, as the backend or the client is on this node.";
-        ReplyOnNode = 28, "reply-on-node", "Translated on its way out: a reply whose backend or client is on this node.";
+        ReplyOnNode = 28, "reply-on-node", "Translated: a reply whose backend or client is on this node.";
         ReplyUnderway = 29, "reply-underway", "A reply whose backend or client is on this node: it is translated when it leaves.";
         MalformedSctp = 30, "malformed-sctp", "An SCTP header that is cut short.";
         MalformedIcmp = 31, "malformed-icmp", "An ICMP message that is cut short, or about a packet that is.";
@@ -185,6 +193,7 @@ reasons! {
         SourceIsService = 44, "source-is-service", "To a service from a service's cluster address, which no client has.";
         IcmpLost = 45, "icmp-lost", "An ICMP message to a service's own address that is about no known flow.";
         PortInUse = 47, "port-in-use", "A socket of this node that was to have a port which is a NodePort: refused.";
+        ReplyUnseen = 49, "reply-unseen", "Of a process of this node, to a backend whose replies would come in where no program of ours is.";
         StageMissing = 42, "stage-missing", "A program that packets are handed on to was not found: please report it.";
     }
 }

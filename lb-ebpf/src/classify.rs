@@ -11,14 +11,14 @@ use lb_common::{
 use crate::{
     answer,
     maps::{self, FamilyMaps},
-    packet::{Hook, Packet},
+    packet::Packet,
 };
 
 /// Whether a packet may be of a flow, or open one: its requests go to a service's address, and its replies come from a backend's.
 /// Nearly all other traffic ends here, without a lookup.
 #[inline(always)]
 pub(crate) fn may_be_ours<P: Packet, F: FamilyMaps>(packet: &P, segment: &Segment<F::Address>) -> bool {
-    let is_request = packet.hook() != Hook::EGRESS && maps::may_be(Whose::Services, segment.key.destination);
+    let is_request = !packet.is_underway() && maps::may_be(Whose::Services, segment.key.destination);
     is_request || maps::may_be(Whose::Backends, segment.key.source)
 }
 
@@ -29,7 +29,7 @@ pub(crate) fn stranger<P: Packet, F: FamilyMaps>(packet: &P, segment: &Segment<F
         return Stage::Pending.into();
     }
     // A backend's own traffic goes no further: one load does instead of two lookups.
-    if packet.hook() == Hook::EGRESS || !maps::may_be(Whose::Services, segment.key.destination) {
+    if packet.is_underway() || !maps::may_be(Whose::Services, segment.key.destination) {
         return PassReason::NotService.into();
     }
     if frontend::<F>(segment).is_some() {
@@ -53,7 +53,7 @@ pub(crate) fn frontend<F: FamilyMaps>(segment: &Segment<F::Address>) -> Option<F
 #[inline(always)]
 pub(crate) fn admit<P: Packet, F: FamilyMaps>(packet: &P, segment: &Segment<F::Address>) -> Result<Frontend, Verdict> {
     let frontend = frontend::<F>(segment).ok_or(PassReason::NotService)?;
-    let is_checked = frontend.flags & Frontend::SOURCE_RANGES != 0 && packet.hook() != Hook::POD;
+    let is_checked = frontend.flags & Frontend::SOURCE_RANGES != 0 && !packet.is_from_node();
     if is_checked && !maps::is_source_allowed(frontend.service, segment.key.source) {
         return Err(DropReason::SourceNotAllowed.into());
     }
@@ -72,7 +72,7 @@ pub(crate) fn admit<P: Packet, F: FamilyMaps>(packet: &P, segment: &Segment<F::A
 #[inline(always)]
 pub(crate) fn lost_fragment<P: Packet, F: FamilyMaps>(packet: &P, segment: &Segment<F::Address>) -> Verdict {
     // At our own addresses it may be the host's: the stack waits for the first as long as it likes.
-    if packet.hook() != Hook::EGRESS && maps::vip::<F>(segment.key.destination).is_some() {
+    if !packet.is_underway() && maps::vip::<F>(segment.key.destination).is_some() {
         return DropReason::FragmentLost.into();
     }
     PassReason::Fragment.into()
@@ -81,7 +81,7 @@ pub(crate) fn lost_fragment<P: Packet, F: FamilyMaps>(packet: &P, segment: &Segm
 /// Whether the packet is a later fragment.
 #[inline(always)]
 pub(crate) fn is_later_fragment<A: Address>(segment: &Segment<A>) -> bool {
-    matches!(segment.part, Part::Later(_))
+    segment.part == Part::Later
 }
 
 /// Whether the packet may go one hop further (RFC 1812, section 5.3.1). The stack answers a request that may not;

@@ -1,8 +1,8 @@
 //! Where every packet's way ends, and every call on a socket: the verdict is counted and becomes an action.
 
 use aya_ebpf::{
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
-    helpers::generated::{bpf_redirect, bpf_set_retval},
+    bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_set_retval},
 };
 use lb_common::{
     net::IfIndex,
@@ -21,8 +21,14 @@ pub(crate) trait Actions: Packet {
     /// Ends here.
     const DROP: u32;
 
-    /// Leaves by the interface that it came in by.
+    /// Goes back to its sender, by the interface that it came in by or was to leave by.
     fn back(&self) -> u32;
+
+    /// Comes in by an interface.
+    fn inward(&self, interface: IfIndex) -> u32;
+
+    /// Leaves by an interface, and the kernel finds the neighbour.
+    fn neighbour(&self, interface: IfIndex) -> u32;
 }
 
 impl Actions for XdpPacket {
@@ -33,6 +39,18 @@ impl Actions for XdpPacket {
     fn back(&self) -> u32 {
         xdp_action::XDP_TX
     }
+
+    // What the node itself sends does not come by here, and what comes in for it needs no other interface.
+
+    #[inline(always)]
+    fn inward(&self, _interface: IfIndex) -> u32 {
+        Self::DROP
+    }
+
+    #[inline(always)]
+    fn neighbour(&self, _interface: IfIndex) -> u32 {
+        Self::DROP
+    }
 }
 
 impl Actions for SkbPacket {
@@ -42,7 +60,18 @@ impl Actions for SkbPacket {
 
     #[inline(always)]
     fn back(&self) -> u32 {
-        redirect(self.interface())
+        if self.is_own() { self.inward(self.interface()) } else { redirect(self.interface(), 0) }
+    }
+
+    #[inline(always)]
+    fn inward(&self, interface: IfIndex) -> u32 {
+        redirect(interface, BPF_F_INGRESS)
+    }
+
+    #[inline(always)]
+    fn neighbour(&self, interface: IfIndex) -> u32 {
+        // SAFETY: Without parameters the helper only notes the interface.
+        unsafe { bpf_redirect_neigh(interface.0, core::ptr::null_mut(), 0, 0) as u32 }
     }
 }
 
@@ -61,8 +90,10 @@ pub(crate) fn finish<P: Actions>(packet: &P, verdict: Verdict) -> u32 {
     }
     match verdict {
         Verdict::Pass(_) => P::PASS,
-        Verdict::Tx | Verdict::Answer(_) => packet.back(),
-        Verdict::Redirect(interface) => redirect(interface),
+        Verdict::Tx | Verdict::Answer(_) | Verdict::Inward => packet.back(),
+        Verdict::Redirect(interface) => redirect(interface, 0),
+        Verdict::Loopback => packet.inward(IfIndex::LOOPBACK),
+        Verdict::Neighbour(interface) => packet.neighbour(interface),
         Verdict::Drop(_) | Verdict::Next(_) => P::DROP,
     }
 }
@@ -102,7 +133,7 @@ pub(crate) fn finish_call(result: Result<(), Verdict>) -> i32 {
 }
 
 #[inline(always)]
-fn redirect(interface: IfIndex) -> u32 {
+fn redirect(interface: IfIndex, flags: u32) -> u32 {
     // SAFETY: The helper only notes the interface, for the driver or for the stack.
-    unsafe { bpf_redirect(interface.0, 0) as u32 }
+    unsafe { bpf_redirect(interface.0, u64::from(flags)) as u32 }
 }

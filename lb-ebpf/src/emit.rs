@@ -34,14 +34,26 @@ pub(crate) enum Way {
     Wire,
     /// We, to where it came from.
     Back,
+    /// We, by the next hop's interface; the kernel finds the neighbour. For what the node itself sends.
+    Neighbour,
+    /// The network stack, which is given it as if it had come in by the interface that it was to leave by. For what the node itself sends.
+    Inward,
+    /// The network stack, which is given it as if it had come in by loopback. For what the node's pods answer it: from a service's address
+    /// it would not take it by a pod's device, to which no route leads back.
+    Loopback,
 }
 
 /// Whether this hook is the place to translate a packet of a flow.
 ///
 /// The stack must see of a flow on this node the same addresses in both directions, and of its services none: so requests are
-/// translated before they reach it, and replies after they have left it. All others never reach it.
+/// translated before they reach it, and replies after they have left it. For what the node itself sends it is the other way round. All
+/// others never reach it.
 #[inline(always)]
 pub(crate) fn is_here<P: Packet, A: Address>(packet: &P, segment: &Segment<A>, flow: &Flow<A>) -> Result<(), Verdict> {
+    if flow.is_own() {
+        let is_forged = flow.direction() == Direction::Request && !packet.is_own();
+        return if is_forged { Err(PassReason::NotService.into()) } else { Ok(()) };
+    }
     let is_egress = packet.hook() == Hook::EGRESS;
     match (flow.is_on_node(), flow.direction()) {
         (true, Direction::Request) if !is_egress => Ok(()),
@@ -61,15 +73,22 @@ pub(crate) fn way<P: Packet, A: Address>(
     epoch: u32,
 ) -> (Way, PassReason) {
     let hop = &flow.hop;
-    if flow.is_on_node() {
+    // The FIB names a VLAN's own device for what leaves with a tag: on any other the tags have to go, which the stack knows to do.
+    let is_tagged = segment.is_tagged || packet.is_tagged_outside();
+    if flow.is_own() && flow.direction() == Direction::Request {
+        let way = if hop.interface == IfIndex(0) || is_tagged { Way::Inward } else { Way::Neighbour };
+        return (way, PassReason::RequestOnNode);
+    }
+    if flow.is_own() && packet.hook() == Hook::POD && maps::is_met_at(IfIndex::LOOPBACK) {
+        return (Way::Loopback, PassReason::ReplyOnNode);
+    }
+    if flow.is_on_node() || flow.is_own() {
         let reason = match flow.direction() {
             Direction::Request => PassReason::RequestOnNode,
             Direction::Reply => PassReason::ReplyOnNode,
         };
         return (Way::Stack, reason);
     }
-    // The FIB names a VLAN's own device for what leaves with a tag: on any other the tags have to go, which the stack knows to do.
-    let is_tagged = segment.is_tagged || packet.is_tagged_outside();
     if flow.is_hairpin() {
         (Way::Back, PassReason::RoutedByStack)
     } else if hop.epoch != epoch {
@@ -94,7 +113,8 @@ pub(crate) fn fits<P: Packet, A: Address>(packet: &P, segment: &Segment<A>, hop:
         };
         (segment.transport - segment.network) as u16 + transport
     };
-    packet.largest_on_wire(segment.ip_length, headers) <= hop.mtu
+    // Of a neighbour that is not resolved yet it is unknown.
+    hop.mtu == 0 || packet.largest_on_wire(segment.ip_length, headers) <= hop.mtu
 }
 
 /// The verdict for a packet that goes this way.
@@ -104,6 +124,9 @@ pub(crate) fn verdict<P: Packet, A: Address>(packet: &P, flow: &Flow<A>, way: Wa
         Way::Stack => reason.into(),
         Way::Wire if flow.hop.interface != packet.interface() => Verdict::Redirect(flow.hop.interface),
         Way::Wire | Way::Back => Verdict::Tx,
+        Way::Neighbour => Verdict::Neighbour(flow.hop.interface),
+        Way::Inward => Verdict::Inward,
+        Way::Loopback => Verdict::Loopback,
     }
 }
 
@@ -116,7 +139,7 @@ pub(crate) fn has_lost_its_hop<A: Address>(flow: &Flow<A>, moment: Moment) -> bo
 /// Asks the kernel's FIB where a packet goes once it is translated as the flow says, and notes it in the flow.
 ///
 /// A hop whose neighbour is unknown stays of another epoch, to be asked for again with the next packet;
-/// one that only the stack sends to has an MTU of zero.
+/// one that only the stack sends to has an MTU of zero, and no interface if not even the stack sends it further.
 #[inline(never)] // The stack, as in `track`.
 pub(crate) fn lookup<P: Packet, F: FamilyMaps>(
     packet: &P,
@@ -139,6 +162,7 @@ pub(crate) fn lookup<P: Packet, F: FamilyMaps>(
     params.__bindgen_anon_5.tbid = 0;
     // SAFETY: The context is the one of this run, and the size is that of the parameters.
     let answer = unsafe { bpf_fib_lookup(packet.as_ptr(), &raw mut *params, size_of::<FibParams>() as i32, 0) };
+    let is_own = flow.is_own();
     let hop = &mut flow.hop;
     match answer as u32 {
         BPF_FIB_LKUP_RET_SUCCESS => {
@@ -150,7 +174,8 @@ pub(crate) fn lookup<P: Packet, F: FamilyMaps>(
             // SAFETY: Both variants are 16 bits; the kernel wrote this one.
             let mtu = unsafe { params.__bindgen_anon_1.mtu_result };
             // Below what IPv4 demands (RFC 791) it is the rest of a number that was too large for 16 bits.
-            hop.mtu = if mtu >= MTU_MIN && maps::is_attached(hop.interface) { mtu } else { 0 };
+            let may_send = is_own || maps::is_attached(hop.interface);
+            hop.mtu = if mtu >= MTU_MIN && may_send { mtu } else { 0 };
             Ok(())
         }
         BPF_FIB_LKUP_RET_NO_NEIGH => {
@@ -158,9 +183,12 @@ pub(crate) fn lookup<P: Packet, F: FamilyMaps>(
             Ok(())
         }
         BPF_FIB_LKUP_RET_UNSUPP_LWT => {
-            hop.epoch = moment.epoch;
-            hop.interface = IfIndex(0);
-            hop.mtu = 0;
+            hop.leave_to_stack(moment.epoch);
+            Ok(())
+        }
+        // The backend is a process of the node, too.
+        BPF_FIB_LKUP_RET_NOT_FWDED if is_own => {
+            hop.leave_to_stack(moment.epoch);
             Ok(())
         }
         BPF_FIB_LKUP_RET_NOT_FWDED => Err(DropReason::NotForwarded),

@@ -21,12 +21,11 @@ const TIMEOUT: u32 = 28;
 /// what comes after it is not of that one.
 #[inline(always)]
 pub(crate) fn follow<F: FamilyMaps>(segment: &mut Segment<F::Address>, moment: Moment) -> bool {
-    let identification = match segment.part {
-        Part::Whole => return true,
-        Part::First(identification) | Part::Later(identification) => identification,
-    };
-    let known = maps::fragment::<F>(&key(segment, identification));
-    if let Part::First(_) = segment.part {
+    if segment.part == Part::Whole {
+        return true;
+    }
+    let known = maps::fragment::<F>(&key(segment));
+    if segment.part == Part::First {
         if known.is_some() {
             remember::<F>(segment, moment);
         }
@@ -45,17 +44,19 @@ pub(crate) fn follow<F: FamilyMaps>(segment: &mut Segment<F::Address>, moment: M
 /// Remembers the ports of a first fragment of a flow for those that come after it.
 #[inline(always)]
 pub(crate) fn remember<F: FamilyMaps>(segment: &Segment<F::Address>, moment: Moment) {
-    let Part::First(identification) = segment.part else { return };
+    if segment.part != Part::First {
+        return;
+    }
     let fragment = Fragment {
         source_port: segment.key.source_port,
         destination_port: segment.key.destination_port,
         seen: moment.tick.0,
     };
-    maps::set_fragment::<F>(&key(segment, identification), &fragment);
+    maps::set_fragment::<F>(&key(segment), &fragment);
 }
 
 #[inline(always)]
-fn key<A: Address>(segment: &Segment<A>, identification: u32) -> FragmentKey<A> {
-    let &Segment { key, .. } = segment;
+fn key<A: Address>(segment: &Segment<A>) -> FragmentKey<A> {
+    let &Segment { key, identification, .. } = segment;
     FragmentKey { source: key.source, destination: key.destination, identification, proto: key.proto, _pad: 0 }
 }

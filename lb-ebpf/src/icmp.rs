@@ -10,7 +10,7 @@ use lb_common::{
 use crate::{
     config, emit,
     maps::{self, FamilyMaps, Flows},
-    packet::{Hook, Packet},
+    packet::Packet,
     rewrite::{self, NetworkHeader},
     track::Moment,
 };
@@ -81,7 +81,7 @@ pub(crate) fn run<P: Packet, F: Icmp>(packet: &P, segment: &Segment<F::Address>)
 /// address to us, and be sent round until its TTL ends.
 #[inline(always)]
 fn is_to_vip<P: Packet, F: Icmp>(packet: &P, segment: &Segment<F::Address>) -> bool {
-    packet.hook() != Hook::EGRESS && maps::vip::<F>(segment.key.destination).is_some()
+    !packet.is_underway() && maps::vip::<F>(segment.key.destination).is_some()
 }
 
 /// Answers an echo request to an address that is a service's alone, or refuses it.

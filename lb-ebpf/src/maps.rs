@@ -486,6 +486,13 @@ pub(crate) fn epoch() -> Option<u32> {
     EPOCH.get_ptr(0).map(|epoch| unsafe { ptr::read_volatile(epoch) })
 }
 
+/// Whether our program meets what comes in by an interface.
+#[inline(always)]
+pub(crate) fn is_met_at(interface: IfIndex) -> bool {
+    // SAFETY: Nothing is read of it.
+    unsafe { ADDRESSES.get(interface.0) }.is_some()
+}
+
 /// Whether our program is on an interface, and may send by it.
 #[inline(always)]
 pub(crate) fn is_attached(interface: IfIndex) -> bool {

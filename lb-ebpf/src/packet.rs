@@ -52,6 +52,21 @@ pub(crate) trait Packet: Bytes {
     /// The context, for helpers.
     fn as_ptr(&self) -> *mut c_void;
 
+    /// Whether it leaves, and nobody has looked at it before: a process of the node itself has sent it.
+    fn is_own(&self) -> bool;
+
+    /// Whether it leaves, and was looked at when it came in: it is no request any more.
+    #[inline(always)]
+    fn is_underway(&self) -> bool {
+        self.hook() == Hook::EGRESS && !self.is_own()
+    }
+
+    /// Whether its sender is on this node: a pod, or a process of the node itself.
+    #[inline(always)]
+    fn is_from_node(&self) -> bool {
+        self.hook() == Hook::POD || self.is_own()
+    }
+
     /// Whether it has a VLAN tag that is not in its bytes.
     fn is_tagged_outside(&self) -> bool;
 

@@ -107,7 +107,9 @@ pub(crate) fn open<P: Packet, F: FamilyMaps>(
     let key = &segment.key;
     let backend = maps::backend(id).ok_or(DropReason::MapMissing)?;
     let address = F::Address::from_words(backend.address);
-    let flags = if packet.hook() == Hook::POD && address == key.source {
+    let flags = if packet.is_own() {
+        Flow::<F::Address>::OWN
+    } else if packet.hook() == Hook::POD && address == key.source {
         Flow::<F::Address>::HAIRPIN
     } else if packet.hook() == Hook::POD || backend.flags & Backend::ON_NODE != 0 {
         Flow::<F::Address>::ON_NODE
@@ -124,7 +126,13 @@ pub(crate) fn open<P: Packet, F: FamilyMaps>(
     };
     workspace.peer_key = FlowKey::new(address, key.source, (backend.port, key.source_port), key.proto);
     make_entry(&mut workspace.flow, key, &workspace.peer_key, &about);
-    if flags & Flow::<F::Address>::ON_NODE == 0 {
+    if flags & Flow::<F::Address>::OWN != 0 {
+        emit::lookup::<P, F>(packet, segment, *moment, &mut workspace.flow)?;
+        let interface = workspace.flow.hop.interface;
+        if !maps::is_met_at(if interface == IfIndex(0) { IfIndex::LOOPBACK } else { interface }) {
+            return Err(DropReason::ReplyUnseen.into());
+        }
+    } else if flags & Flow::<F::Address>::ON_NODE == 0 {
         classify::lives_on(segment, Direction::Request)?;
         // The way out is asked for first: our address depends on it, and a packet that can't leave makes no entry.
         if workspace.flow.needs_hop() {
@@ -135,6 +143,10 @@ pub(crate) fn open<P: Packet, F: FamilyMaps>(
     }
     let about = FlowAbout { direction: Direction::Reply, ..about };
     make_entry(&mut workspace.peer, &workspace.peer_key, key, &about);
+    if flags & Flow::<F::Address>::OWN != 0 && key.proto != IpProto::SCTP {
+        // Its own port is one that the node's connections take, and the node may open one to this very backend from there.
+        leave_from(workspace, random_port());
+    }
     claim::<P, F>(packet, workspace, *moment)?;
     match maps::claim_flow(F::pending(), key, &workspace.flow) {
         Ok(()) => {
@@ -164,10 +176,10 @@ fn claim<P: Packet, F: FamilyMaps>(
     workspace: &mut Workspace<F::Address>,
     moment: Moment,
 ) -> Result<(), DropReason> {
-    let Workspace { flow, peer, peer_key, .. } = workspace;
     // SCTP's checksum is a CRC over the ports, too.
-    let tries = if peer_key.proto == IpProto::SCTP { 1 } else { SNAT_TRIES };
+    let tries = if workspace.peer_key.proto == IpProto::SCTP { 1 } else { SNAT_TRIES };
     for _ in 0..tries {
+        let Workspace { flow, peer, peer_key, .. } = workspace;
         let is_ours = flow.is_on_node() || !socket::has_tuple::<P, F>(packet, peer_key);
         if is_ours && is_free::<F>(peer_key, moment) {
             match maps::claim_flow(F::pending(), peer_key, peer) {
@@ -177,11 +189,16 @@ fn claim<P: Packet, F: FamilyMaps>(
                 Err(_no_room) => return Err(DropReason::FlowTableFull),
             }
         }
-        let port = random_port();
-        flow.leave_from_port(port);
-        peer.arrive_at_port(peer_key, port);
+        leave_from(workspace, random_port());
     }
     Err(DropReason::SnatPortsExhausted)
+}
+
+/// Has a new flow's packets leave from another port.
+#[inline(always)]
+fn leave_from<A: Address>(workspace: &mut Workspace<A>, port: Port) {
+    workspace.flow.leave_from_port(port);
+    workspace.peer.arrive_at_port(&mut workspace.peer_key, port);
 }
 
 /// Whether no pending flow holds a tuple. What is left of a promoted one does not, and is removed.

@@ -15,7 +15,7 @@ use crate::{
     fragment,
     icmp::{self, Icmp},
     maps::{self, FamilyMaps},
-    packet::{Hook, Packet},
+    packet::Packet,
     pending, rewrite, select,
     track::{self, Moment},
 };
@@ -87,7 +87,7 @@ impl Step for Pending {
         }
         let Some(flow) = pending::find::<P, F>(packet, segment, moment)? else {
             // It was there a moment ago, but it is over.
-            return Err(if packet.hook() == Hook::EGRESS { PassReason::NotService.into() } else { Stage::Open.into() });
+            return Err(if packet.is_underway() { PassReason::NotService.into() } else { Stage::Open.into() });
         };
         emit::is_here(packet, segment, flow)?;
         forward::<P, F>(packet, segment, moment, flow)
@@ -107,7 +107,7 @@ impl Step for Open {
             return Err(classify::lost_fragment::<P, F>(packet, segment));
         }
         let frontend = classify::admit::<P, F>(packet, segment)?;
-        let choice = match select::choice(frontend, packet.hook() == Hook::POD) {
+        let choice = match select::choice(frontend, packet.is_from_node()) {
             Err(Verdict::Answer(reason)) => return Err(answer::refuse(segment, reason)),
             result => result?,
         };
@@ -147,12 +147,12 @@ fn forward<P: Packet, F: Ip>(
 ) -> Result<Verdict, Verdict> {
     fragment::remember::<F>(segment, moment);
     let (mut way, reason) = emit::way(packet, segment, flow, moment.epoch);
-    if way == Way::Wire && !emit::fits(packet, segment, &flow.hop) {
+    if matches!(way, Way::Wire | Way::Neighbour) && !emit::fits(packet, segment, &flow.hop) {
         if segment.dont_fragment {
             return Err(answer::too_big(segment, flow.hop.mtu));
         }
-        // It fragments the packet.
-        way = Way::Stack;
+        // The stack fragments the packet.
+        way = if way == Way::Wire { Way::Stack } else { Way::Inward };
     }
     rewrite::translate::<P, F>(packet, segment, flow, way)?;
     Ok(emit::verdict(packet, flow, way, reason))

@@ -108,7 +108,7 @@ pub(crate) fn translate<P: Packet, F: NetworkHeader>(
     // The bounds were checked when the packet was parsed, so none can fail; the verifier wants to see it again.
     // Nothing is written before all are there.
     let missing = PassReason::MalformedEthernet;
-    let is_first = !matches!(segment.part, Part::Later(_));
+    let is_first = segment.part != Part::Later;
     // SCTP's ports stay as they are.
     let has_ports = is_first && segment.key.proto != IpProto::SCTP;
     let network = packet.header::<F::Header>(segment.network).ok_or(missing)?;
@@ -246,7 +246,10 @@ pub(crate) fn replace<P: Packet>(packet: &P, network: usize, bytes: *const u8, l
 #[inline(always)]
 fn send<F: NetworkHeader>(network: &mut F::Header, ethernet: &mut EthHdr, hop: &Hop, way: Way) {
     match way {
-        Way::Stack => return,
+        Way::Stack | Way::Neighbour => return,
+        // An interface takes what is addressed to itself.
+        Way::Inward => return set_mac(&mut ethernet.dst_addr, ethernet.src_addr),
+        Way::Loopback => return set_mac(&mut ethernet.dst_addr, [0; 6]),
         Way::Wire => {
             set_mac(&mut ethernet.dst_addr, hop.destination.0);
             set_mac(&mut ethernet.src_addr, hop.source.0);

@@ -32,7 +32,7 @@ use crate::{
     dataplane::{
         DataplaneError, SizeOptions, Sizes,
         collect::{Collector, Progress},
-        kernel::{self, Kernel, Pins, PinsError, Settings, XdpMode},
+        kernel::{self, ANYWHERE, Addresses, Kernel, Pins, PinsError, Settings, XdpMode},
         tables::{Drift, Tables, Wait},
     },
     describe, doctor,
@@ -429,7 +429,10 @@ impl Agent {
             Event::Reclaimed(reclaimed) => self.reclaimed(reclaimed),
             Event::Look => self.look().await,
             Event::ControlGroups => self.exempt_sockets(),
-            Event::AttachPods => self.attach_pods(),
+            Event::AttachPods => {
+                self.attach_pods();
+                self.choose_addresses();
+            }
             Event::Tick => {
                 self.confirm_neighbours().await;
                 self.pin_again();
@@ -496,6 +499,11 @@ impl Agent {
         for (&interface, known) in &mut addresses {
             known.is_attached &= kernel.sends_by(interface);
         }
+        // Routes name the bridge, where the programs are on its ports.
+        let met: Vec<_> = addresses.keys().copied().filter(|&it| it != ANYWHERE).chain(kernel.met_inside()).collect();
+        for interface in met.iter().copied().chain(met.iter().filter_map(|&port| self.network.bridge_of(port))) {
+            addresses.entry(interface).or_default();
+        }
         if addresses == *kernel.addresses() {
             return;
         }
@@ -508,7 +516,8 @@ impl Agent {
 
     async fn confirm_neighbours(&self) {
         let addresses = self.tables.dataplane().addresses();
-        self.network.confirm_neighbours(|interface| addresses.contains_key(&interface)).await;
+        let is_uplink = |interface| addresses.get(&interface).is_some_and(|it| *it != Addresses::default());
+        self.network.confirm_neighbours(is_uplink).await;
     }
 
     fn note_kube_proxies(&mut self, ids: Vec<u32>) {

@@ -190,6 +190,11 @@ impl Network {
         self.listing.links.iter().any(|link| link.index == interface && link.is_veth())
     }
 
+    /// The bridge, or the like, that an interface is a port of.
+    pub fn bridge_of(&self, interface: u32) -> Option<u32> {
+        self.listing.links.iter().find(|link| link.index == interface)?.port_of
+    }
+
     /// The addresses of the uplinks, and of the VLAN devices on them, by interface number, and those to take where an
     /// interface has none, at [`crate::dataplane::kernel::ANYWHERE`].
     pub fn addresses(

@@ -245,6 +245,7 @@ fn answer(request: Request) -> Response {
                 cgroup: Some("/sys/fs/cgroup".to_owned()),
                 attached: 10,
                 missing: vec!["bind6: a port".to_owned()],
+                loopback: Some("tcx".to_owned()),
                 ended: 4,
             },
             source: "/etc/wharf/services.yaml".into(),
@@ -297,6 +298,7 @@ eth1: the driver has none
 pods (veth*, lxc*): 12 attached, 1 could not be (see the log)
 sockets: on, 10 hooks at /sys/fs/cgroup, 4 ended that had lost their backends
 sockets: missing: bind6: a port
+sockets: others are balanced by what they send (lo: tcx)
 
 TABLE      USED   SIZE   FULL
 services   1      1000   1%

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// How long the agent may take to start, to take up an edit, or to stop.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An agent; killed when this is dropped, and with the last one of its home all goes that agents leave. To be held by the thread that started it (see [`crate::netns::NetNs::command`]).
 #[derive(Debug)]

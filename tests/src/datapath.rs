@@ -157,12 +157,14 @@ impl Datapath {
     fn load(sizes: Sizes, settings: Settings) -> Self {
         let index = |name: &str| nix::net::if_::if_nametoindex(name).expect("the interface was just made");
         let links = [index("up0"), index("down0"), index("pod0")];
-        let [up, down, _] = links;
+        let [up, down, pod] = links;
+        let loopback = index("lo");
         let mut kernel = Kernel::load(&sizes, &settings).expect("the programs load");
         let addresses = |(v4, v6)| Addresses { v4: Some(v4), v6: Some(v6), is_attached: true };
         let anywhere = Addresses { is_attached: false, ..addresses(UP) };
-        let known = [(up, addresses(UP)), (down, addresses(DOWN)), (ANYWHERE, anywhere)];
-        kernel.set_addresses(&BTreeMap::from(known)).expect("addresses fit");
+        let inside = [pod, loopback].map(|interface| (interface, Addresses::default()));
+        let known = [(up, addresses(UP)), (down, addresses(DOWN)), (ANYWHERE, anywhere)].into_iter().chain(inside);
+        kernel.set_addresses(&known.collect()).expect("addresses fit");
         let runner = |hook| (hook, kernel.runner(hook).expect("the program is loaded"));
         let runners = Hook::ALL.into_iter().map(runner).collect();
         let ours = [UP, DOWN, POD].into_iter().flat_map(|(v4, v6)| [IpAddr::V4(v4), IpAddr::V6(v6)]);
@@ -200,6 +202,13 @@ impl Datapath {
         let interface = self.link(link);
         let runner = self.runners.get_mut(&hook).expect("every hook has one");
         runner.run(packet, interface).expect("the program runs")
+    }
+
+    /// Runs a packet that a process of the node sends, as it leaves by an interface.
+    pub fn run_own(&mut self, link: Link, packet: &[u8]) -> TestRun {
+        let interface = self.link(link);
+        let runner = self.runners.get_mut(&Hook::TcEgress).expect("every hook has one");
+        runner.run_own(packet, interface).expect("the program runs")
     }
 
     /// Runs a packet that comes from the clients' side, by XDP.

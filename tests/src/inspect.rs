@@ -3,7 +3,7 @@
 use aya::programs::tc::{SchedClassifier, TcAttachType};
 use serde_json::Value;
 
-use crate::topology::Host;
+use crate::{SOON, poll, topology::Host};
 
 impl Host {
     /// How many packets came in by an interface.
@@ -37,6 +37,18 @@ impl Host {
         let mut all: Vec<_> = xdp.chain(qdiscs).chain(tcx).collect();
         all.sort();
         all
+    }
+
+    /// Asserts that there is no such thing, in a moment: who removes a link's last pin does not wait until the kernel has detached it
+    /// (`bpf_link_put` in `kernel/bpf/syscall.c`).
+    #[track_caller]
+    pub fn assert_no_programs(&self) {
+        let mut programs = Vec::new();
+        let is_gone = || {
+            programs = self.programs();
+            programs.is_empty().then_some(())
+        };
+        assert!(poll(SOON, is_gone).is_some(), "{programs:?}");
     }
 
     fn tcx(&self, interface: &str) -> Vec<String> {

@@ -60,7 +60,7 @@ pub fn number(variable: &str) -> Option<u64> {
 }
 
 /// How long the kernel may take for what it does by itself, such as finding a neighbour.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Asks again until there is an answer; `None` after `limit`, or as much more as the machine is slower than ours.
 pub fn poll<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {

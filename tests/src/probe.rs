@@ -32,7 +32,10 @@ use crate::{
 };
 
 /// How long an answer may take. The network is inside one machine, so this is a failure and not a delay.
-pub static TIMEOUT: LazyLock<Duration> = LazyLock::new(|| Duration::from_secs(3) * *SLOWNESS);
+pub static TIMEOUT: LazyLock<Duration> = LazyLock::new(|| Duration::from_secs(10) * *SLOWNESS);
+
+/// The same for pings, of which most in tests are not answered.
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long an attempt may take of which silence is a good outcome. TCP's second SYN comes after a second.
 const PROMPT: Duration = Duration::from_millis(700);
@@ -143,11 +146,22 @@ impl Host {
 
     /// Tries TCP and UDP, and waits for not even a second.
     pub fn fates(&self, to: impl ToSocketAddrs) -> [Fate; 2] {
+        self.fates_within(PROMPT, address(to))
+    }
+
+    /// Asserts what becomes of TCP and UDP. Waits for not even a second only where silence is what is expected.
+    #[track_caller]
+    pub fn assert_fates(&self, to: impl ToSocketAddrs, expected: &[Fate; 2]) {
         let to = address(to);
-        let tcp = || Connection::over(TcpStream::connect_timeout(&to, PROMPT)?).map(|connection| connection.backend);
+        let limit = if expected.contains(&Fate::Silent) { PROMPT } else { *TIMEOUT };
+        assert_eq!(&self.fates_within(limit, to), expected, "{} to {to}", self.name());
+    }
+
+    fn fates_within(&self, limit: Duration, to: SocketAddr) -> [Fate; 2] {
+        let tcp = || Connection::over(TcpStream::connect_timeout(&to, limit)?).map(|connection| connection.backend);
         let udp = || {
             let datagrams = Datagrams::open(self.next_address(to), to)?;
-            datagrams.socket.set_read_timeout(Some(PROMPT))?;
+            datagrams.socket.set_read_timeout(Some(limit))?;
             datagrams.ask("who?")
         };
         self.namespace().run(|| [tcp(), udp()]).map(Fate::from)
@@ -503,7 +517,7 @@ fn ping(to: IpAddr) -> io::Result<()> {
     };
     let socket = UdpSocket::from(socket::socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)?);
     socket.connect((to, 0))?;
-    socket.set_read_timeout(Some(*TIMEOUT))?;
+    socket.set_read_timeout(Some(PING_TIMEOUT))?;
     // Type, code, checksum, identifier, sequence number.
     socket.send(&[request, 0, 0, 0, 0, 0, 0, 1])?;
     socket.recv(&mut [0; 8]).map(drop).map_err(explain)

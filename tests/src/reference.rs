@@ -41,8 +41,10 @@ pub enum Hook {
     Uplink(usize),
     /// Where it comes in from a pod of this node.
     Pod,
-    /// Where it leaves, by any interface.
+    /// Where it leaves, by any interface, after it came in by another.
     Egress,
+    /// Where it leaves, by any interface: a process of the node has sent it.
+    Own,
 }
 
 /// An interface of the node towards others.
@@ -117,6 +119,8 @@ pub enum Way {
     Stack,
     /// We do, back to where they come from: the backend is the client.
     Hairpin,
+    /// We send requests of the node itself, as they are, and the stack takes the replies.
+    Own,
 }
 
 /// Which way a packet of a flow goes.
@@ -407,8 +411,13 @@ impl Reference {
             (Way::Forwarded, ..) => self.sent(hook, translated),
             (Way::Hairpin, ..) => returned(translated),
             (Way::Stack, Direction::Request, _) => Outcome::new("request-on-node", Fate::Handed(translated)),
-            (Way::Stack, Direction::Reply, Hook::Egress) => Outcome::new("reply-on-node", Fate::Handed(translated)),
+            (Way::Own, Direction::Reply, Hook::Pod) => Outcome::new("own", Fate::Sent(translated.addressed_to([0; 6]))),
+            (Way::Stack, Direction::Reply, Hook::Egress | Hook::Own) | (Way::Own, Direction::Reply, _) => {
+                Outcome::new("reply-on-node", Fate::Handed(translated))
+            }
             (Way::Stack, Direction::Reply, _) => Outcome::untouched("reply-underway"),
+            (Way::Own, Direction::Request, Hook::Own) => Outcome::new("own", Fate::Sent(translated)),
+            (Way::Own, Direction::Request, _) => Outcome::untouched("not-service"),
         };
         outcome.with(Effect::Carries(index))
     }
@@ -427,7 +436,7 @@ impl Reference {
         if hook == Hook::Egress {
             return vec![Outcome::untouched("not-service")];
         }
-        let is_client_on_node = hook == Hook::Pod;
+        let is_client_on_node = matches!(hook, Hook::Pod | Hook::Own);
         let Some(frontend) = self.frontends.get(&tuple.frontend()) else {
             return if self.vips.get(&packet.destination) == Some(&true) {
                 vec![refusal(segment, "refused-wrong-port", "wrong-port")]
@@ -482,10 +491,11 @@ impl Reference {
         let way = match hook {
             Hook::Pod if endpoint.address == packet.source => Way::Hairpin,
             Hook::Pod => Way::Stack,
+            Hook::Own => Way::Own,
             _ if endpoint.is_on_node => Way::Stack,
             _ => Way::Forwarded,
         };
-        if way != Way::Stack && packet.ttl <= 1 {
+        if matches!(way, Way::Forwarded | Way::Hairpin) && packet.ttl <= 1 {
             return vec![Outcome::untouched("ttl-expired")];
         }
         self.sources(way, packet.source, endpoint.address)
@@ -505,7 +515,7 @@ impl Reference {
     /// The addresses that a backend may see as its client's.
     fn sources(&self, way: Way, client: IpAddr, backend: IpAddr) -> Vec<IpAddr> {
         let mut ours = match way {
-            Way::Stack => return vec![client],
+            Way::Stack | Way::Own => return vec![client],
             Way::Hairpin => self.settings.addresses(),
             Way::Forwarded => match self.settings.way_to(backend) {
                 Some((link, _)) => self.settings.links[link].addresses.clone(),
@@ -516,8 +526,9 @@ impl Reference {
         ours
     }
 
-    /// What becomes of a packet that opens this flow: it keeps its port where the replies' tuple is free, and else gets another.
-    /// SCTP's can't be changed: its checksum is of the whole packet.
+    /// What becomes of a packet that opens this flow: it keeps its port where the replies' tuple is free, and else gets another, as
+    /// the node's own always do: the port is one that the node's connections take. SCTP's can't be changed: its checksum is of the whole
+    /// packet.
     fn claiming(&self, hook: Hook, packet: &Packet, flow: &Flow) -> Vec<Outcome> {
         let (from, to) = flow.translation(Direction::Request);
         let translated = packet.translated(&from, &to);
@@ -525,14 +536,17 @@ impl Reference {
             Way::Forwarded => self.sent(hook, translated),
             Way::Hairpin => returned(translated),
             Way::Stack => Outcome::new("request-on-node", Fate::Handed(translated)),
+            Way::Own => Outcome::new("own", Fate::Sent(translated)),
         };
         let outcome = outcome.with(Effect::Opens(Box::new(flow.clone())));
+        let is_sctp = flow.request.protocol == Protocol::Sctp;
+        let keeps_port = flow.way != Way::Own || is_sctp;
         let mut allowed = Vec::new();
-        if !self.is_taken(&flow.reply, true) {
+        if keeps_port && !self.is_taken(&flow.reply, true) {
             allowed.push(outcome.clone());
         }
-        if self.is_taken(&flow.reply, false) {
-            if flow.request.protocol == Protocol::Sctp {
+        if !keeps_port || self.is_taken(&flow.reply, false) {
+            if is_sctp {
                 allowed.push(Outcome::dropped("snat-ports-exhausted"));
             } else {
                 let range = self.settings.snat_ports.clone();
@@ -562,7 +576,7 @@ impl Reference {
         let is_vip = self.vips.contains_key(&packet.destination);
         let Some(&First { source_port, destination_port, has_way }) = self.firsts.get(&key) else {
             return vec![match hook {
-                Hook::Uplink(_) | Hook::Pod if is_vip => Outcome::dropped("fragment-lost"),
+                Hook::Uplink(_) | Hook::Pod | Hook::Own if is_vip => Outcome::dropped("fragment-lost"),
                 _ => Outcome::untouched("fragment"),
             }];
         };
@@ -607,7 +621,7 @@ impl Reference {
 
     fn echo(&self, hook: Hook, packet: &Packet) -> Outcome {
         match hook {
-            Hook::Uplink(_) | Hook::Pod if self.vips.contains_key(&packet.destination) => {
+            Hook::Uplink(_) | Hook::Pod | Hook::Own if self.vips.contains_key(&packet.destination) => {
                 if self.settings.answers_echo {
                     Outcome::new("answered-echo", Fate::Answered(Answer::Echo))
                 } else {

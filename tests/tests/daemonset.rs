@@ -191,7 +191,7 @@ fn the_agent_balances_in_its_container_and_the_next_one_takes_over() {
     eventually("the probes pass", is_up);
     world.serves();
     stop(&mut container);
-    assert_eq!(world.lab.lb().programs(), Vec::<String>::new());
+    world.lab.lb().assert_no_programs();
     assert_eq!(world.sysctl("ipv4/conf/eth0/forwarding"), before);
     assert!(fs::read_dir(world.pod.path("bpf")).unwrap().all(|it| !it.unwrap().path().is_dir()));
 }

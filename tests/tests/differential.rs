@@ -74,14 +74,17 @@ impl Programs for Loaded<'_> {
 
     fn run(&mut self, hook: Hook, is_tc: bool, packet: &Packet) -> Option<Ran> {
         let packet = packet.bytes();
-        let (place, link) = match (hook, is_tc) {
+        let (program, link) = match (hook, is_tc) {
             (Hook::Uplink(link), false) => (Program::Xdp, uplink(link)),
             (Hook::Uplink(link), true) => (Program::TcIngress, uplink(link)),
             (Hook::Pod, _) => (Program::TcPod, Link::Pod),
-            (Hook::Egress, _) => (Program::TcEgress, Link::Up),
+            (Hook::Egress | Hook::Own, _) => (Program::TcEgress, Link::Up),
         };
-        let run = self.datapath.run(place, link, &packet);
-        let [pass, drop, send] = if let Program::Xdp = place {
+        let run = match hook {
+            Hook::Own => self.datapath.run_own(link, &packet),
+            _ => self.datapath.run(program, link, &packet),
+        };
+        let [pass, drop, send] = if let Program::Xdp = program {
             // XDP_PASS, XDP_DROP, XDP_TX and XDP_REDIRECT.
             [&[2][..], &[1], &[3, 4]]
         } else {
@@ -92,7 +95,7 @@ impl Programs for Loaded<'_> {
             it if pass.contains(&it) => Action::Pass,
             it if drop.contains(&it) => Action::Drop,
             it if send.contains(&it) => Action::Send,
-            other => panic!("{place:?} gives the action {other}"),
+            other => panic!("{program:?} gives the action {other}"),
         };
         let counts = self.datapath.counts();
         let rose = counts.iter().filter(|(name, count)| self.counts.get(*name) != Some(*count));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tests::{
-    eventually,
+    SOON, eventually,
     flood::Flood,
     poll, raise_descriptor_limit,
     services::{PORT, Service, TARGET_PORT, cluster_ips, file},
@@ -44,11 +44,11 @@ fn a_flood_of_ten_times_the_tables_breaks_none_of_a_thousand_connections() {
         while poll(Duration::from_secs(1), is_sent).is_none() {
             looks += 1;
             assert!(limit > looks * Duration::from_secs(1), "the machine is too slow for this flood");
-            assert_eq!(stuck(Duration::from_secs(3)), 0, "all talk during the flood");
+            assert_eq!(stuck(SOON), 0, "all talk during the flood");
         }
         assert!(floods.map(Flood::finish).into_iter().all(|sent| sent >= enough));
 
-        assert_eq!(stuck(Duration::from_secs(3)), 0, "all talk after the flood");
+        assert_eq!(stuck(SOON), 0, "all talk after the flood");
         for outcome in conversations.into_iter().flat_map(Conversations::finish) {
             assert!(outcome.end.is_ok(), "{outcome:?}");
         }

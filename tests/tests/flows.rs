@@ -648,7 +648,7 @@ fn a_missing_interface_is_named() {
     let mut agent = Agent::launch(&lab, "services: []", &["--interface", "eth9"]);
     assert_eq!(agent.wait().code(), Some(1));
     assert!(agent.log().contains("error: there is no network interface eth9"), "{}", agent.log());
-    assert_eq!(lab.lb().programs(), Vec::<String>::new());
+    lab.lb().assert_no_programs();
 }
 
 #[test]

@@ -109,8 +109,8 @@ fn nothing_goes_before_the_server_has_told_all() {
     eventually("it says why", || another.status()["servicesError"].as_str().is_some_and(|it| it.contains("cluster")));
     assert_eq!(world.answers(vips()[0]), ["b1"], "traffic goes on as it was");
     // Services come, endpoints don't yet: an API server that may list the one and not the other.
-    world.server.start_again();
     world.server.forbid("list", "endpointslices");
+    world.server.start_again();
     eventually("it says what it may not", || {
         another.status()["servicesError"].as_str().is_some_and(|it| it.contains("EndpointSlices"))
     });

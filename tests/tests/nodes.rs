@@ -126,6 +126,50 @@ fn a_pod_is_seen_by_every_backend_but_itself() {
     }
 }
 
+/// Where no hook of sockets sees to it, as the node's own sockets are not to be balanced or can't be.
+#[test]
+fn a_process_of_the_node_is_balanced_by_what_it_sends() {
+    for variant in VARIANTS {
+        let cluster = variant.layout.clone().up();
+        let _servers = serve(&cluster);
+        let agent = variant.start(cluster.node(1), &services(&cluster), &["--socket-lb", "off"]);
+        let node = cluster.node(1).host();
+        assert_no_mistakes([LOCAL, REMOTE, HOST].into_iter().flat_map(|service| {
+            let cluster = &cluster;
+            frontends(cluster, service)
+                .into_iter()
+                .filter_map(move |to| mistake(cluster, node, to, service, Source::Node))
+        }));
+        // A socket that is told nothing of its peer beforehand, and goes on from the same port.
+        for ip in [LOCAL, REMOTE, HOST].into_iter().flat_map(cluster_ips) {
+            let datagrams = node.udp((ip, PORT)).unwrap();
+            assert_eq!(datagrams.ask("who?").unwrap(), datagrams.ask("who?").unwrap(), "{ip}");
+        }
+        // From one port, to a service and to its backend itself.
+        let remote = endpoint(&cluster, REMOTE);
+        for (vip, backend) in cluster_ips(REMOTE).into_iter().zip(remote.addresses()) {
+            let by_service = node.tcp((vip, PORT)).unwrap();
+            let straight = node.tcp((backend, TARGET_PORT)).unwrap();
+            assert_eq!([by_service.backend(), straight.backend()], [remote.name(); 2]);
+        }
+        for service in [LOCAL, REMOTE, HOST] {
+            let tally = node.get_many((cluster_ips(service)[0], PORT), 300, 8);
+            assert_eq!(
+                (tally.of(endpoint(&cluster, service).name()), tally.errors),
+                (300, vec![]),
+                "service {service}"
+            );
+        }
+        // As those of pods: refused at once.
+        agent.apply(&file([Service::new(REMOTE).everywhere()]));
+        for to in frontends(&cluster, REMOTE) {
+            node.assert_fates(to, &Fate::REFUSED);
+        }
+        node.assert_fates((cluster_ips(REMOTE)[0], PORT + 1), &Fate::REFUSED);
+        assert!(agent.count("own") > 0);
+    }
+}
+
 /// To `n1` a pod of another node is as any client outside, as long as that node does not balance itself.
 #[test]
 fn a_pod_of_another_node_is_a_client_outside() {
@@ -236,7 +280,7 @@ fn a_node_port_follows_the_addresses_of_the_node() {
             assert_ne!(client.fates(to), Fate::answered(pod), "the address is not there yet");
             node.namespace().ip(&format!("addr add {address}/{prefix} dev eth0 {flag}"));
             eventually("a new address is served", || client.fates(to) == Fate::answered(pod));
-            assert_eq!(client.fates((address, node_port(REMOTE))), Fate::answered(cluster.pod(2, 1)));
+            client.assert_fates((address, node_port(REMOTE)), &Fate::answered(cluster.pod(2, 1)));
             // Packets have to go on coming when nobody answers for the address any more.
             let router = cluster.router().namespace();
             let mac = node.mac("eth0");
@@ -257,7 +301,7 @@ fn node_ports_are_served_on_the_addresses_that_were_named_alone() {
         for address in cluster.node(1).host().addresses() {
             let is_named = ["10.101.0.2", "fd00:101::2"].contains(&address.to_string().as_str());
             let expected = if is_named { Fate::answered(cluster.pod(1, 1)) } else { Fate::REFUSED };
-            assert_eq!(cluster.client().fates((address, node_port(LOCAL))), expected, "{address}");
+            cluster.client().assert_fates((address, node_port(LOCAL)), &expected);
         }
     }
 }
@@ -271,13 +315,8 @@ fn ports_of_the_node_that_no_service_has_stay_its_own() {
         let _agent = variant.start(cluster.node(1), &services(&cluster), &[]);
         for address in node.addresses() {
             for client in [cluster.client(), cluster.pod(1, 1)] {
-                assert_eq!(
-                    client.fates((address, TARGET_PORT)),
-                    Fate::answered(node),
-                    "{} to {address}",
-                    client.name()
-                );
-                assert_eq!(client.fates((address, 81)), Fate::REFUSED);
+                client.assert_fates((address, TARGET_PORT), &Fate::answered(node));
+                client.assert_fates((address, 81), &Fate::REFUSED);
                 client.ping(address).unwrap();
             }
         }
@@ -347,7 +386,7 @@ fn an_agent_that_stops_leaves_no_program_on_any_interface() {
             assert!(during.iter().any(|program| program.starts_with(interface)), "{interface}: {during:?}");
         }
         agent.stop();
-        assert_eq!(node.programs(), before);
+        eventually("what it attached is gone", || node.programs() == before);
         for ip in cluster_ips(LOCAL) {
             assert_ne!(cluster.client().fates((ip, PORT)), Fate::answered(cluster.pod(1, 1)));
         }

@@ -1,16 +1,11 @@
 //! What happens to packets on their way: narrow links, datagrams in fragments, hops that are one too many.
 #![expect(clippy::panic, clippy::unwrap_used, reason = "this is test code: it fails by panicking")]
 
-use std::{
-    io::ErrorKind,
-    net::IpAddr,
-    sync::atomic::{AtomicU64, Ordering},
-    thread,
-};
+use std::{io::ErrorKind, net::IpAddr, thread};
 
 use tests::{
     cluster::{Cluster, Layout, NARROW_MTU},
-    probe::Fate,
+    probe::{Datagrams, Fate},
     servers::Server,
     services::{PORT, Service, TARGET_PORT, cluster_ips, file},
     topology::Host,
@@ -29,10 +24,13 @@ fn serve(cluster: &Cluster) -> [Server; 2] {
     [cluster.pod(1, 1), cluster.pod(2, 1)].map(|pod| pod.serve(TARGET_PORT))
 }
 
-/// A client outside and a pod, each with the services that it reaches from another host.
-fn clients(cluster: &Cluster) -> [(&Host, u8); 4] {
-    let (client, pod) = (cluster.client(), cluster.pod(1, 2));
-    [(client, LOCAL), (client, REMOTE), (pod, LOCAL), (pod, REMOTE)]
+/// What processes of the node send is to go by packets, too.
+const WITHOUT_SOCKETS: [&str; 2] = ["--socket-lb", "off"];
+
+/// A client outside, a pod and the node itself, each with the services that it reaches from another host.
+fn clients(cluster: &Cluster) -> impl Iterator<Item = (&Host, u8)> {
+    let clients = [cluster.client(), cluster.pod(1, 2), cluster.node(1).host()];
+    clients.into_iter().flat_map(|client| [(client, LOCAL), (client, REMOTE)])
 }
 
 /// Both places of the programs, with a narrow link on the client's side and with one on the backend's.
@@ -47,7 +45,7 @@ fn tcp_finds_out_about_a_narrow_link_from_both_ends() {
     for variant in narrow() {
         let cluster = variant.layout.clone().up();
         let _servers = serve(&cluster);
-        let _agent = variant.start(cluster.node(1), &services(&cluster), &[]);
+        let _agent = variant.start(cluster.node(1), &services(&cluster), &WITHOUT_SOCKETS);
         for (client, service) in clients(&cluster) {
             for ip in cluster_ips(service) {
                 for seen in
@@ -79,19 +77,30 @@ fn a_datagram_that_is_too_big_for_a_narrow_link_is_refused_to_its_sender() {
     }
 }
 
+/// Whether a datagram is answered, at one of a few attempts: a sender that is moved to another CPU in the middle has fragments overtake
+/// their first, which is the end of them. One that comes back is whole, and its own.
+fn is_answered(datagrams: &Datagrams, question: &str) -> bool {
+    (0..3).any(|_| match datagrams.ask(question) {
+        Err(error) if error.kind() == ErrorKind::TimedOut => {
+            println!("a datagram of {} bytes is lost", question.len());
+            false
+        }
+        answer => answer.map(|_backend| true).unwrap(),
+    })
+}
+
 #[test]
 fn datagrams_in_fragments_reach_backends_and_so_do_their_answers() {
     for variant in VARIANTS {
         let cluster = variant.layout.clone().up();
         let _servers = serve(&cluster);
-        let _agent = variant.start(cluster.node(1), &services(&cluster), &[]);
+        let _agent = variant.start(cluster.node(1), &services(&cluster), &WITHOUT_SOCKETS);
         for (client, service) in clients(&cluster) {
             for ip in cluster_ips(service) {
                 let datagrams = client.udp((ip, PORT)).unwrap();
                 // The first datagram of this flow, too, comes in fragments.
                 for size in [4_000, 8_000, 100, 8_000, 60_000] {
-                    let backend = datagrams.ask(&"x".repeat(size));
-                    assert!(backend.is_ok(), "{} to {ip}, {size} bytes: {backend:?}", client.name());
+                    assert!(is_answered(&datagrams, &"x".repeat(size)), "{} to {ip}, {size} bytes", client.name());
                 }
             }
         }
@@ -104,29 +113,20 @@ fn many_senders_of_fragments_do_not_mix() {
         let cluster = variant.layout.clone().up();
         let _servers = serve(&cluster);
         let agent = variant.start(cluster.node(1), &services(&cluster), &[]);
-        let lost = AtomicU64::new(0);
         for ip in [LOCAL, REMOTE].into_iter().flat_map(cluster_ips) {
             thread::scope(|scope| {
                 for number in 0..8 {
                     let datagrams = cluster.client().udp((ip, PORT)).unwrap();
                     // Every byte that comes back is compared with what was sent.
                     let question = number.to_string().repeat(8_000);
-                    // A sender that is moved to another CPU in the middle has fragments overtake their first, which is the end of
-                    // them. One that comes back is whole, and its own.
-                    let lost = &lost;
-                    let is_answered = move || match datagrams.ask(&question) {
-                        Err(error) if error.kind() == ErrorKind::TimedOut => {
-                            lost.fetch_add(1, Ordering::Relaxed);
-                            false
-                        }
-                        answer => answer.map(|_backend| true).unwrap(),
-                    };
-                    scope.spawn(move || (0..20).for_each(|_| assert!((0..3).any(|_| is_answered()), "{ip}: {number}")));
+                    scope.spawn(move || {
+                        (0..20).for_each(|_| assert!(is_answered(&datagrams, &question), "{ip}: {number}"));
+                    });
                 }
             });
         }
         let overtaken = agent.count("fragment-lost");
-        println!("{lost:?} of 640 datagrams lost, {overtaken} fragments without their first");
+        println!("{overtaken} fragments without their first");
     }
 }
 
@@ -169,10 +169,10 @@ fn assert_expires(from: &Host, ip: IpAddr, ttl: u8, host: &Host) {
 fn a_backend_that_refuses_is_heard() {
     for variant in PAIR {
         let cluster = variant.layout.clone().up();
-        let _agent = variant.start(cluster.node(1), &services(&cluster), &[]);
+        let _agent = variant.start(cluster.node(1), &services(&cluster), &WITHOUT_SOCKETS);
         for (client, service) in clients(&cluster) {
             for ip in cluster_ips(service) {
-                assert_eq!(client.fates((ip, PORT)), Fate::REFUSED, "{} to {ip}", client.name());
+                client.assert_fates((ip, PORT), &Fate::REFUSED);
             }
         }
     }

@@ -104,7 +104,7 @@ fn an_ordinary_user_leaves_nothing() {
     agent.signal(Signal::SIGTERM);
     assert!(agent.wait().success());
     assert!(forwarding() == "0" && !has_directories(&pins));
-    assert_eq!(lab.lb().programs(), Vec::<String>::new());
+    lab.lb().assert_no_programs();
 }
 
 #[test]
@@ -169,7 +169,8 @@ fn what_was_run_by_ip_netns_exec_removes_its_pins_without_the_privilege_to_look_
     assert!(pins());
     agent.signal(Signal::SIGTERM);
     assert!(agent.wait().success());
-    assert!(!pins() && lab.lb().programs().is_empty());
+    assert!(!pins());
+    lab.lb().assert_no_programs();
 }
 
 #[test]

@@ -351,6 +351,12 @@ impl Clients {
     }
 }
 
+/// How long a socket has to be silent to be taken for one that stays so. One that is ended is silent for a tenth of a second or two, and
+/// for as long as the machine has no time for whoever is involved.
+fn long() -> Duration {
+    Duration::from_secs(4) + Duration::from_secs(1) * slowness()
+}
+
 #[test]
 fn no_client_of_udp_stays_on_a_dead_backend_while_all_are_replaced() {
     const CLIENTS: usize = 100;
@@ -367,12 +373,12 @@ fn no_client_of_udp_stays_on_a_dead_backend_while_all_are_replaced() {
         agent.apply(&with(&pods[step..step + 2]));
         cut(pods[step - 1]);
     }
-    thread::sleep(Duration::from_secs(1) * slowness());
+    thread::sleep(long());
     for clients in clients {
         let (backends, silence) = clients.finish();
         println!("no socket was silent for longer than {silence:?}");
         assert_eq!(backends, names(pods[2..].iter().copied()));
-        assert!(silence < Duration::from_secs(1) * slowness(), "{silence:?}\n{}", agent.log());
+        assert!(silence < long(), "{silence:?}\n{}", agent.log());
     }
     // Some were never on one that went.
     let ended = agent.status()["sockets"]["ended"].as_u64().unwrap();
@@ -482,17 +488,17 @@ fn programs_come_and_go_with_their_agent_beside_those_of_others() {
         agent.signal(Signal::SIGKILL);
         agent.wait();
         agent = agent.restart_on(cluster.node(1), &["--cgroup", group.directory(), "--socket-lb", mode]);
-        assert_eq!(group.programs(), HOOKS + programs + 1, "{mode}");
+        eventually(mode, || group.programs() == HOOKS + programs + 1);
         assert_eq!(agent.status()["sockets"]["attached"], programs);
     }
     drop(another);
-    assert_eq!(group.programs(), HOOKS + 1);
+    eventually("those of the other are gone", || group.programs() == HOOKS + 1);
     agent.signal(Signal::SIGKILL);
     agent.wait();
     assert_eq!(group.programs(), HOOKS + 1);
     let output = agent.cleanup();
     assert!(output.status.success(), "{output:?}");
-    assert_eq!(group.programs(), 1);
+    eventually("all but a stranger's are gone", || group.programs() == 1);
 }
 
 #[test]
@@ -504,7 +510,7 @@ fn programs_move_to_another_control_group() {
     let mut agent = agent;
     agent.wait();
     let agent = agent.restart_on(cluster.node(1), &["--cgroup", second.directory()]);
-    assert_eq!((first.programs(), second.programs()), (0, SocketHook::ALL.len()));
+    eventually("they have moved", || (first.programs(), second.programs()) == (0, SocketHook::ALL.len()));
     // One that is gone.
     agent.signal(Signal::SIGKILL);
     let mut agent = agent;
@@ -536,7 +542,9 @@ fn what_is_no_control_group_is_named_and_packets_are_balanced_all_the_same() {
     let agent = Agent::start_on(cluster.node(1), &file([Service::new(1).endpoint(pod)]), &["--cgroup", "/proc"]);
     assert!(agent.log().contains("/proc is no directory of a cgroup v2 hierarchy"), "{}", agent.log());
     assert_eq!(agent.status()["sockets"]["attached"], 0);
-    assert_eq!(cluster.client().tcp(vips(1)[0]).unwrap().backend(), pod.name());
+    for client in [cluster.client(), cluster.node(1).host()] {
+        assert_eq!(client.tcp(vips(1)[0]).unwrap().backend(), pod.name());
+    }
 }
 
 #[test]
@@ -548,7 +556,7 @@ fn a_hook_that_somebody_has_for_himself_is_named_and_all_others_are_used() {
     let (node, pod) = (cluster.node(1).host(), cluster.pod(1, 1));
     let services = file([Service::new(1).everywhere().endpoint(pod)]);
     let agent = Agent::start_on(cluster.node(1), &services, &["--cgroup", group.directory(), "--socket-lb", "on"]);
-    assert!(agent.log().contains("connect4 is missing: what processes of the node connect to"), "{}", agent.log());
+    assert!(agent.log().contains("connect4 is missing: what processes connect to"), "{}", agent.log());
     let status = agent.status();
     assert_eq!(status["sockets"]["attached"], SocketHook::ALL.len() - 1);
     let missing = status["sockets"]["missing"].as_array().unwrap();
@@ -564,10 +572,14 @@ fn a_hook_that_somebody_has_for_himself_is_named_and_all_others_are_used() {
     assert_eq!(connect(node, v6), shown(v6));
     // The hook for datagrams is another one.
     assert_eq!(python(&group, node, &KINDS[2..], v4, 2), shown(v4));
-    // Packets of pods meet programs of their own.
-    let before = agent.count("request-on-node");
-    assert_eq!(connect(cluster.pod(1, 2), v4), shown(v4));
-    assert!(agent.count("request-on-node") > before, "{:?}", agent.status()["counters"]);
+    // Packets meet programs of their own: those of the node where they leave, those of pods where they come in.
+    for (client, counted) in [(node, "own"), (cluster.pod(1, 2), "request-on-node")] {
+        let before = agent.count(counted);
+        for to in [v4, (node.v4(), node_port(1)).into()] {
+            assert_eq!(connect(client, to), shown(to), "{} to {to}", client.name());
+        }
+        assert!(agent.count(counted) > before, "{:?}", agent.status()["counters"]);
+    }
 }
 
 // Real programs, in control groups: those of the node and of pods.
@@ -706,11 +718,11 @@ fn sockets_of_pods_that_lose_their_backend_are_ended_too() {
     ask();
     agent.apply(&with(second));
     cut(first);
-    thread::sleep(Duration::from_secs(1) * slowness());
+    thread::sleep(long());
     for (silence, backends) in ask() {
         println!("no socket was silent for longer than {silence:?}");
         assert_eq!(backends, second.name(), "{}", agent.log());
-        assert!(silence < Duration::from_secs(1) * slowness(), "{silence:?}");
+        assert!(silence < long(), "{silence:?}");
     }
     assert_eq!(agent.status()["sockets"]["ended"], 100);
 }

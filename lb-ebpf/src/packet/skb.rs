@@ -118,6 +118,12 @@ impl Packet for SkbPacket {
     }
 
     #[inline(always)]
+    fn is_own(&self) -> bool {
+        // SAFETY: The context. What was received has the number of its interface.
+        self.hook == Hook::EGRESS && unsafe { (&raw const (*self.skb()).ingress_ifindex).read_volatile() } == 0
+    }
+
+    #[inline(always)]
     fn is_tagged_outside(&self) -> bool {
         // SAFETY: The context.
         unsafe { (&raw const (*self.skb()).vlan_present).read_volatile() != 0 }
@@ -196,6 +202,12 @@ impl Bytes for SkbPacket {
     #[inline(always)]
     fn settle(&self, offset: usize) -> usize {
         maps::forget(offset)
+    }
+
+    #[inline(always)]
+    fn stands_for_several(&self) -> bool {
+        // SAFETY: The context.
+        unsafe { (&raw const (*self.skb()).gso_size).read_volatile() != 0 }
     }
 
     #[inline(always)]

@@ -49,6 +49,11 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
+    fn is_own(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn is_tagged_outside(&self) -> bool {
         false
     }

@@ -107,6 +107,8 @@ pub struct SocketsReport {
     pub attached: usize,
     /// What is missing, and what that costs.
     pub missing: Vec<String>,
+    /// How the program sits on the loopback interface, where processes are balanced by what they send: `tcx` or `clsact`.
+    pub loopback: Option<String>,
     /// How many sockets were ended that had lost their backends.
     pub ended: u64,
 }

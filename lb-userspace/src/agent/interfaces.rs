@@ -9,7 +9,7 @@ use crate::{
     admin::report::{InterfaceReport, PodInterfacesReport},
     dataplane::{
         DataplaneError,
-        kernel::{Attachment, XdpMode},
+        kernel::{Attachment, LOOPBACK, XdpMode},
     },
     network::PodDevice,
 };
@@ -33,10 +33,29 @@ impl Agent {
             }
         }
         self.sockets = Some(self.attach_sockets());
+        self.attach_loopback();
         self.note_attachments();
         self.put_segments_together();
         self.attach_pods();
         Ok(())
+    }
+
+    /// Attaches to the loopback interface where processes may not be balanced by their sockets: by uplinks goes all that they send to
+    /// services but to the node's own addresses.
+    fn attach_loopback(&mut self) {
+        if self.balances_all_processes_by_sockets() {
+            return;
+        }
+        if !self.options.keep_sysctls {
+            self.sysctls.prepare(&[LOOPBACK.to_owned()]);
+        }
+        match self.tables.dataplane_mut().attach_loopback() {
+            Ok(()) => info!("attached to {LOOPBACK}: processes of this node are balanced by what they send"),
+            Err(error) => warn!(
+                error = describe(&error),
+                "cannot attach to {LOOPBACK}: processes of this node do not reach its NodePorts, nor backends on this node's addresses"
+            ),
+        }
     }
 
     /// Has segments put together behind our programs where nobody else sees to that.

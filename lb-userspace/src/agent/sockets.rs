@@ -84,8 +84,8 @@ impl Agent {
             Err(error) => {
                 warn!(
                     error,
-                    "sockets are not balanced: processes of this node reach no services; pods do, at pod-facing devices; \
-                     --socket-lb off says that this is meant"
+                    "sockets are not balanced, but what processes of this node send, packet by packet, which is slower; NodePorts at \
+                     localhost are not served; --socket-lb off says that this is meant"
                 );
                 sockets.failure = Some(error);
                 return sockets;
@@ -127,6 +127,11 @@ impl Agent {
         sockets
     }
 
+    /// Whether there is no process of the node that is not balanced by its sockets.
+    pub(super) fn balances_all_processes_by_sockets(&self) -> bool {
+        self.tables.dataplane().attached_hooks() == SocketHook::ALL.len() && self.options.sockets.exempt.is_empty()
+    }
+
     /// Has the sockets ended that are connected to backends that are gone, if any more are.
     pub(super) fn end_sockets(&mut self) {
         let Some(sockets) = &mut self.sockets else { return };
@@ -158,6 +163,7 @@ impl Agent {
             cgroup: sockets.and_then(|it| it.group.clone()),
             attached: kernel.attached_hooks(),
             missing: sockets.and_then(|it| it.failure.clone()).into_iter().chain(missing).collect(),
+            loopback: kernel.loopback().map(|it| it.tc().name().to_owned()),
             ended: sockets.and_then(|it| it.ender.as_ref()).map_or(0, Ender::ended),
         }
     }

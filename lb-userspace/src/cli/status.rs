@@ -80,11 +80,12 @@ fn remarks(status: &StatusReport) -> String {
 }
 
 fn sockets(sockets: &SocketsReport) -> Vec<String> {
-    let SocketsReport { mode, cgroup, attached, missing, ended } = sockets;
+    let SocketsReport { mode, cgroup, attached, missing, loopback, ended } = sockets;
     let place = cgroup.as_ref().map_or(String::new(), |cgroup| format!(", {attached} hooks at {cgroup}"));
     let ended = if *ended > 0 { format!(", {ended} ended that had lost their backends") } else { String::new() };
     let missing = missing.iter().map(|missing| format!("sockets: missing: {missing}\n"));
-    std::iter::once(format!("sockets: {mode}{place}{ended}\n")).chain(missing).collect()
+    let loopback = loopback.iter().map(|tc| format!("sockets: others are balanced by what they send (lo: {tc})\n"));
+    std::iter::once(format!("sockets: {mode}{place}{ended}\n")).chain(missing).chain(loopback).collect()
 }
 
 fn collector(status: &StatusReport) -> String {

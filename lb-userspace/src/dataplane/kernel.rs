@@ -40,7 +40,7 @@ use lb_common::{
 
 use self::attach::Attachments;
 pub use self::{
-    attach::{Attachment, TcMode, XdpMode, remove_filters},
+    attach::{Attachment, LOOPBACK, TcMode, XdpMode, remove_filters},
     links::ReplaceError,
     pins::{DEFAULT as DEFAULT_PINS, Pins, PinsError, namespace, remove_pins},
     programs::{Hook, Runner, TestRun},
@@ -272,6 +272,21 @@ impl Kernel {
     /// Attaches to a pod-facing device of this network namespace.
     pub fn attach_pod(&mut self, interface: &str) -> Result<(), DataplaneError> {
         self.attachments.pod(&mut self.object, interface)
+    }
+
+    /// Attaches to the loopback interface of this network namespace, for what processes send to the node itself.
+    pub fn attach_loopback(&mut self) -> Result<(), DataplaneError> {
+        self.attachments.loopback(&mut self.object)
+    }
+
+    /// How the program sits on the loopback interface, if it does.
+    pub fn loopback(&self) -> Option<&Attachment> {
+        self.attachments.loopback.as_ref()
+    }
+
+    /// The numbers of the interfaces, beside uplinks, where the programs meet what comes in: pod-facing devices, and loopback.
+    pub fn met_inside(&self) -> impl Iterator<Item = u32> {
+        self.attachments.pods.keys().copied().chain(self.loopback().map(Attachment::index))
     }
 
     /// Attaches to the hooks of sockets, in this control group and all below it. What can't be is in [`Kernel::missing_hooks`].

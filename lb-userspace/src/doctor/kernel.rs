@@ -118,7 +118,8 @@ fn socket_programs(facts: &Facts) -> Check {
     let lacking = Check::note(
         "bpf-socket-programs",
         "",
-        "nothing for now; balancing what this machine's own processes connect to will need CONFIG_CGROUP_BPF",
+        "nothing, if that is meant: processes of this machine are balanced packet by packet, which is slower, and do not reach NodePorts at \
+         localhost; CONFIG_CGROUP_BPF gives the kernel what it lacks",
     );
     all_there("programs", &[("cgroup sock_addr", &facts.sock_addr)], lacking)
 }

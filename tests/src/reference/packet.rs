@@ -259,6 +259,12 @@ impl Packet {
         Self { ethernet, ttl: self.ttl - 1, ..self }
     }
 
+    /// The packet in a frame that goes to this address.
+    #[must_use]
+    pub fn addressed_to(self, destination: [u8; 6]) -> Self {
+        Self { ethernet: (self.ethernet.0, destination), ..self }
+    }
+
     /// Cuts a transport packet in front of these bytes behind its IP header: multiples of eight, in ascending order.
     ///
     /// # Panics

@@ -57,9 +57,9 @@ const POD_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];
 /// The ports that clients send from: above those of services, and below the SNAT range.
 const FIRST_PORT: u16 = 33_000;
 const CLIENT_PORTS: u32 = 3;
-/// The clients: so many outside, then those on pods of this node.
+/// The clients: so many outside, then those on pods of this node, then the node itself.
 const OUTSIDE: usize = 3;
-const CLIENTS: usize = OUTSIDE + PODS.len();
+const CLIENTS: usize = OUTSIDE + PODS.len() + 1;
 
 /// All that services may serve: protocol, port, endpoints' port, and NodePort less that of the service.
 const PORTS: [(Protocol, u16, u16, Option<u16>); 4] = [
@@ -229,8 +229,15 @@ fn is_on_node(address: IpAddr) -> bool {
     }
 }
 
+/// Where what a client sends is seen first.
 fn client_hook(client: IpAddr) -> Hook {
-    if is_on_node(client) { Hook::Pod } else { Hook::Uplink(UPLINK) }
+    if [UP.0.into(), UP.1.into()].contains(&client) {
+        Hook::Own
+    } else if is_on_node(client) {
+        Hook::Pod
+    } else {
+        Hook::Uplink(UPLINK)
+    }
 }
 
 /// The address of a service; its number is the same in every stage.
@@ -251,7 +258,9 @@ fn place(at: Place) -> IpAddr {
 impl Stage {
     fn client(self, client: usize, is_ipv6: bool) -> IpAddr {
         match client.checked_sub(OUTSIDE) {
-            Some(pod) => address(PODS[pod], is_ipv6),
+            Some(pod) if pod < PODS.len() => address(PODS[pod], is_ipv6),
+            Some(_) if is_ipv6 => UP.1.into(),
+            Some(_) => UP.0.into(),
             None if is_ipv6 => {
                 let number = u128::from(self.0) << 16 | client as u128;
                 Ipv6Addr::from_bits(0x2001_0db8_000c_u128 << 80 | number).into()
@@ -694,6 +703,8 @@ impl<P: Programs> Play<'_, P> {
             (Hook::Uplink(DOWNLINK), backend, elsewhere),
             (Hook::Egress, backend, elsewhere),
             (Hook::Egress, node, client),
+            (Hook::Own, node, client),
+            (Hook::Own, node, backend),
         ][which];
         let protocol = [Protocol::Tcp, Protocol::Udp][which % 2];
         let tuple = Tuple { protocol, source, destination };
@@ -709,6 +720,7 @@ fn name(hook: Hook, is_tc: bool) -> &'static str {
         (Hook::Uplink(_), true) => "tc ingress on the downlink",
         (Hook::Pod, _) => "tc ingress from a pod",
         (Hook::Egress, _) => "tc egress",
+        (Hook::Own, _) => "tc egress, from the node itself",
     }
 }
 
@@ -753,7 +765,7 @@ fn frame(hook: Hook, from: IpAddr) -> ([u8; 6], [u8; 6]) {
         Hook::Uplink(UPLINK) => (ROUTER_MAC, UP_MAC),
         Hook::Uplink(_) => (backend_mac(last), DOWN_MAC),
         Hook::Pod => ([2, 0, 0, 0, 2, last], POD_MAC),
-        Hook::Egress => (UP_MAC, ROUTER_MAC),
+        Hook::Egress | Hook::Own => (UP_MAC, ROUTER_MAC),
     }
 }
 
@@ -857,7 +869,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         ),
         2 => complaints.prop_map(Step::Complain),
         1 => (0..CLIENTS, places()).prop_map(|(client, at)| Step::Ping { client, at }),
-        1 => (0..6_usize, any::<bool>()).prop_map(|(which, is_ipv6)| Step::Stray { which, is_ipv6 }),
+        1 => (0..8_usize, any::<bool>()).prop_map(|(which, is_ipv6)| Step::Stray { which, is_ipv6 }),
         2 => (0..3_usize, changes()).prop_map(|(service, change)| Step::Change { service, change }),
     ]
 }

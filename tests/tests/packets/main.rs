@@ -10,6 +10,7 @@ mod fragments;
 mod headers;
 mod icmp;
 mod node;
+mod own;
 mod refusals;
 
 use std::{
@@ -222,6 +223,8 @@ enum From {
     Leaving,
     /// It leaves towards the pods.
     LeavingToPod,
+    /// A process of the node has sent it, and it leaves towards the clients.
+    Node,
 }
 
 /// What of the programs is run where there is a choice.
@@ -285,6 +288,10 @@ fn leaving(packet: &Packet) -> Given {
     Given(From::Leaving, packet.bytes())
 }
 
+fn own(packet: &Packet) -> Given {
+    Given(From::Node, packet.bytes())
+}
+
 fn leaving_to_pod(packet: &Packet) -> Given {
     Given(From::LeavingToPod, packet.bytes())
 }
@@ -295,7 +302,7 @@ impl Row {
         match self.from {
             From::Clients | From::Backends if self.is_for_xdp_alone => &[Way::Xdp],
             From::Clients | From::Backends => &[Way::Xdp, Way::Tc],
-            From::Pods | From::Leaving | From::LeavingToPod => &[Way::Tc],
+            From::Pods | From::Leaving | From::LeavingToPod | From::Node => &[Way::Tc],
         }
     }
 
@@ -320,37 +327,43 @@ fn redirect(packet: &Packet) -> Expect {
 
 #[test]
 fn every_row_holds() {
-    let mut rows = Vec::new();
-    for family in [V4, V6] {
-        let mut of_family = Vec::new();
-        of_family.extend(forward::rows(family));
-        of_family.extend(node::rows(family));
-        of_family.extend(refusals::rows(family));
-        of_family.extend(icmp::rows(family));
-        of_family.extend(fragments::rows(family));
-        for row in &mut of_family {
-            row.name = format!("{}: {}", family.name, row.name);
-        }
-        rows.extend(of_family);
-    }
-    rows.extend(headers::rows());
+    let of_family = |f| {
+        [forward::rows(f), node::rows(f), refusals::rows(f), icmp::rows(f), fragments::rows(f)].into_iter().flatten()
+    };
+    let rows: Vec<_> = of_families(of_family).chain(headers::rows()).collect();
     println!("{} rows", rows.len());
     assert!(rows.len() >= 280, "the table has shrunk to {} rows", rows.len());
+    let of_node: Vec<_> = of_families(|f| own::rows(f).into_iter()).collect();
     let failures = with_datapath(SIZES, |datapath| {
         datapath.apply(SERVICES);
-        let mut failures = String::new();
-        for row in &rows {
-            for &way in row.ways() {
-                datapath.forget();
-                if let Err(cause) = panic::catch_unwind(AssertUnwindSafe(|| check(datapath, row, way))) {
-                    let text = cause.downcast_ref::<String>().cloned().unwrap_or_default();
-                    let _ = writeln!(failures, "── {} ({way:?})\n{text}\n", row.name);
-                }
-            }
-        }
-        failures
+        // What the node itself sends leaves from a random port: here there is but one.
+        let ports = own::SNAT_PORT..=own::SNAT_PORT;
+        failures(datapath, &rows) + &datapath.with_snat_ports(ports, SERVICES, |datapath| failures(datapath, &of_node))
     });
     assert!(failures.is_empty(), "\n{failures}");
+}
+
+/// The rows of both families, which say in their names of which they are.
+fn of_families<Rows: Iterator<Item = Row>>(rows: impl Fn(Family) -> Rows) -> impl Iterator<Item = Row> {
+    [V4, V6].into_iter().flat_map(move |family| {
+        let named = move |row: Row| Row { name: format!("{}: {}", family.name, row.name), ..row };
+        rows(family).map(named)
+    })
+}
+
+/// What is told of the rows that do not hold.
+fn failures(datapath: &mut Datapath, rows: &[Row]) -> String {
+    let mut failures = String::new();
+    for row in rows {
+        for &way in row.ways() {
+            datapath.forget();
+            if let Err(cause) = panic::catch_unwind(AssertUnwindSafe(|| check(datapath, row, way))) {
+                let text = cause.downcast_ref::<String>().cloned().unwrap_or_default();
+                let _ = writeln!(failures, "── {} ({way:?})\n{text}\n", row.name);
+            }
+        }
+    }
+    failures
 }
 
 #[track_caller]
@@ -384,10 +397,10 @@ fn run(datapath: &mut Datapath, from: From, way: Way, packet: &[u8]) -> (&'stati
         From::Clients => (uplink, Link::Up),
         From::Backends => (uplink, Link::Down),
         From::Pods => (Hook::TcPod, Link::Pod),
-        From::Leaving => (Hook::TcEgress, Link::Up),
+        From::Leaving | From::Node => (Hook::TcEgress, Link::Up),
         From::LeavingToPod => (Hook::TcEgress, Link::Pod),
     };
-    let result = datapath.run(hook, link, packet);
+    let result = if from == From::Node { datapath.run_own(link, packet) } else { datapath.run(hook, link, packet) };
     // XDP_DROP, XDP_PASS, XDP_TX and XDP_REDIRECT; TC_ACT_SHOT, TC_ACT_UNSPEC, TC_ACT_REDIRECT.
     let fate = match (hook == Hook::Xdp, result.action) {
         (true, 1) | (false, 2) => "dropped",

@@ -62,11 +62,18 @@ const RING: [(&str, &[&str]); 9] = [
             "what_is_a_node_port_is_no_port_of_anybody_else",
         ],
     ),
-    ("nodes", &["tcp_connections_stay_where_they_are_when_endpoints_change"]),
+    (
+        "nodes",
+        &[
+            "a_process_of_the_node_is_balanced_by_what_it_sends",
+            "tcp_connections_stay_where_they_are_when_endpoints_change",
+        ],
+    ),
 ];
 
 /// Those of them that start one agent after another, which takes minutes: they are run with `--all` alone.
-const LONG: [&str; 2] = [
+const LONG: [&str; 3] = [
+    "a_process_of_the_node_is_balanced_by_what_it_sends",
     "an_agent_takes_over_in_another_mode",
     "segments_are_put_together_behind_native_xdp_and_nothing_is_changed_elsewhere",
 ];

@@ -21,6 +21,9 @@ use super::{
 };
 use crate::dataplane::DataplaneError;
 
+/// The name of the loopback interface in every network namespace.
+pub const LOOPBACK: &str = "lo";
+
 /// How packets that come in by an uplink are to be met, or are met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum XdpMode {
@@ -63,6 +66,8 @@ pub(super) struct Attachments {
     pub(super) uplinks: BTreeMap<String, Attachment>,
     /// By number.
     pub(super) pods: BTreeMap<u32, Attachment>,
+    /// The loopback interface.
+    pub(super) loopback: Option<Attachment>,
     /// At the control groups: what holds programs at hooks of sockets.
     pub(super) sockets: BTreeMap<SocketHook, Hold>,
     /// What a former agent attached and has our programs by now, but for what was found a use for.
@@ -147,7 +152,7 @@ impl Attachments {
         }
         if self.has_tcx == Some(false) {
             // Filters are nowhere written down: all of ours go that no attachment has.
-            let attachments = || self.uplinks.values().chain(self.pods.values());
+            let attachments = || self.uplinks.values().chain(self.pods.values()).chain(&self.loopback);
             let holds = || attachments().flat_map(|attachment| &attachment.holds);
             remove_filters_but(|interface, side| holds().any(|hold| hold.is_filter_at(interface, side)));
         }
@@ -204,6 +209,15 @@ impl Attachments {
         Ok(())
     }
 
+    /// Attaches to what leaves by the loopback interface.
+    pub(super) fn loopback(&mut self, object: &mut Ebpf) -> Result<(), DataplaneError> {
+        let index = index_of(LOOPBACK)?;
+        let (egress, tc) = self.tc(object, LOOPBACK, index, Hook::TcEgress)?;
+        let holds = self.pinned([egress].into_iter())?;
+        self.loopback = Some(Attachment { index, xdp: XdpMode::Off, tc, why: None, holds });
+        Ok(())
+    }
+
     /// Attaches to one hook of sockets, in a control group and all below it, beside the programs of others.
     pub(super) fn socket(
         &mut self,
@@ -239,7 +253,8 @@ impl Attachments {
     /// Detaches from everything.
     pub(super) fn clear(&mut self) {
         let uplinks = std::mem::take(&mut self.uplinks).into_values();
-        uplinks.chain(std::mem::take(&mut self.pods).into_values()).for_each(Attachment::release);
+        let pods = std::mem::take(&mut self.pods).into_values();
+        uplinks.chain(pods).chain(self.loopback.take()).for_each(Attachment::release);
         std::mem::take(&mut self.sockets).into_values().for_each(Hold::release);
         std::mem::take(&mut self.former).into_values().for_each(Hold::release);
     }
@@ -257,7 +272,7 @@ impl Attachments {
     /// Pins what could not be pinned before.
     pub(super) fn pin_again(&mut self) -> Result<(), DataplaneError> {
         let Some(pins) = &self.pins else { return Ok(()) };
-        let attachments = self.uplinks.values_mut().chain(self.pods.values_mut());
+        let attachments = self.uplinks.values_mut().chain(self.pods.values_mut()).chain(&mut self.loopback);
         let holds = attachments.flat_map(|attachment| &mut attachment.holds).chain(self.sockets.values_mut());
         holds.into_iter().try_for_each(|hold| hold.pin(pins))?;
         self.unpinned = None;

@@ -50,14 +50,10 @@ impl Hook {
         }
     }
 
-    const fn is_egress(self) -> bool {
-        matches!(self, Self::TcEgress)
-    }
-
     /// What a test run tells the kernel of a packet of so many bytes at this interface: the beginning of the program's
-    /// context, as `BPF_PROG_TEST_RUN` takes it.
-    pub fn context(self, length: u32, interface: u32) -> Vec<u8> {
-        let ingress = if self.is_egress() { 0 } else { interface };
+    /// context, as `BPF_PROG_TEST_RUN` takes it. `is_own`: a process of the node has sent it, so that it came in by no interface.
+    pub fn context(self, length: u32, interface: u32, is_own: bool) -> Vec<u8> {
+        let ingress = if is_own { 0 } else { interface };
         let words: &[u32] = match self {
             // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
             Self::Xdp => &[0, length, 0, ingress, 0, 0],
@@ -188,7 +184,16 @@ impl Runner {
     /// Runs the program on a packet, as if it came in by an interface of this network namespace, or left by it where
     /// the hook is at egress. Flows and counters change as they would; nothing is sent.
     pub fn run(&mut self, packet: &[u8], interface: u32) -> Result<TestRun, DataplaneError> {
-        let context = self.hook.context(u32::try_from(packet.len()).unwrap_or(u32::MAX), interface);
+        self.run_as(packet, interface, false)
+    }
+
+    /// The same, as if a process of the node had sent the packet.
+    pub fn run_own(&mut self, packet: &[u8], interface: u32) -> Result<TestRun, DataplaneError> {
+        self.run_as(packet, interface, true)
+    }
+
+    fn run_as(&mut self, packet: &[u8], interface: u32, is_own: bool) -> Result<TestRun, DataplaneError> {
+        let context = self.hook.context(u32::try_from(packet.len()).unwrap_or(u32::MAX), interface, is_own);
         let mut out = vec![0; packet.len() + GROWTH];
         let options = TestRunOptions {
             data_in: Some(packet),

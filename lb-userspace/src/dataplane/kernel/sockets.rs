@@ -132,15 +132,16 @@ impl SocketHook {
     pub const fn cost(self) -> &'static str {
         match self {
             Self::Connect4 | Self::Connect6 => {
-                "what processes of the node connect to is not balanced; pods are, packet by packet, at pod-facing devices"
+                "what processes connect to is not translated once, but packet by packet as they send it, which is slower; NodePorts at \
+                 localhost are not served"
             }
             Self::Sendmsg4 | Self::Sendmsg6 => {
-                "datagrams of UDP sockets that are not connected are not balanced; those of pods are, packet by packet, at \
-                 pod-facing devices"
+                "datagrams of UDP sockets that are not connected are balanced packet by packet, as they are sent; NodePorts at localhost are \
+                 not served to them"
             }
             Self::Recvmsg4 | Self::Recvmsg6 => {
-                "UDP sockets would see answers come from backends, so their datagrams are not balanced; those of pods are, \
-                 packet by packet, at pod-facing devices"
+                "UDP sockets would see answers come from backends, so their datagrams are balanced packet by packet, as they are sent; \
+                 NodePorts at localhost are not served to them"
             }
             Self::Getpeername4 | Self::Getpeername6 => {
                 "processes that ask for their peer see the backend, not the service"

@@ -102,7 +102,7 @@ impl Generator {
     /// Sends so many packets; gives ns a packet, the generator's own time included.
     fn send(&mut self, hook: Hook, traffic: &Traffic, packets: u32) -> Result<f64> {
         self.traffic.set(0, traffic, 0)?;
-        let context = hook.context(LENGTH as u32, self.interface);
+        let context = hook.context(LENGTH as u32, self.interface, false);
         let options = TestRunOptions {
             data_in: Some(&[0; LENGTH]),
             ctx_in: Some(&context),

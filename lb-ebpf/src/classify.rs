@@ -1,9 +1,9 @@
 //! Whose packet is it: the questions asked of a packet that has no established flow.
 
 use lb_common::{
-    abi::{Frontend, ServiceKey, VipKey, Whose},
+    abi::{Flow, Frontend, ServiceKey, VipKey, Whose},
     flow::Direction,
-    net::Address,
+    net::{Address, IfIndex},
     parse::{Part, Segment},
     verdict::{AnswerReason, DropReason, PassReason, Stage, Verdict},
 };
@@ -11,7 +11,7 @@ use lb_common::{
 use crate::{
     answer,
     maps::{self, FamilyMaps},
-    packet::Packet,
+    packet::{Hook, Packet},
 };
 
 /// Whether a packet may be of a flow, or open one: its requests go to a service's address, and its replies come from a backend's.
@@ -29,7 +29,7 @@ pub(crate) fn stranger<P: Packet, F: FamilyMaps>(packet: &P, segment: &Segment<F
         return Stage::Pending.into();
     }
     // A backend's own traffic goes no further: one load does instead of two lookups.
-    if packet.is_underway() || !maps::may_be(Whose::Services, segment.key.destination) {
+    if !may_ask(packet) || !maps::may_be(Whose::Services, segment.key.destination) {
         return PassReason::NotService.into();
     }
     if frontend::<F>(segment).is_some() {
@@ -40,6 +40,25 @@ pub(crate) fn stranger<P: Packet, F: FamilyMaps>(packet: &P, segment: &Segment<F
         Some(flags) if flags & VipKey::REFUSES != 0 => answer::refuse(segment, AnswerReason::WrongPort),
         _ => PassReason::NotService.into(),
     }
+}
+
+/// Whether a packet may be for a service: not if it was looked at before. One of the node itself is only where the agent leaves processes
+/// to packets, as it does where it is attached to loopback.
+#[inline(always)]
+fn may_ask<P: Packet>(packet: &P) -> bool {
+    packet.hook() != Hook::EGRESS || packet.is_own() && maps::is_met_at(IfIndex::LOOPBACK)
+}
+
+/// Whether what is sent to an address is for a service alone, whatever it is. An external or load balancer address may be some other
+/// machine's, to which the node itself may have more to say.
+#[inline(always)]
+pub(crate) fn is_to_vip<P: Packet, F: FamilyMaps>(packet: &P, segment: &Segment<F::Address>) -> bool {
+    may_ask(packet) && maps::vip::<F>(segment.key.destination).is_some_and(|flags| !packet.is_own() || refuses(flags))
+}
+
+#[inline(always)]
+const fn refuses(flags: u32) -> bool {
+    flags & VipKey::REFUSES != 0
 }
 
 /// The frontend that a packet is for.
@@ -62,17 +81,31 @@ pub(crate) fn admit<P: Packet, F: FamilyMaps>(packet: &P, segment: &Segment<F::A
     if maps::vip::<F>(segment.key.source).is_some_and(|flags| flags & VipKey::REFUSES != 0) {
         return Err(DropReason::SourceIsService.into());
     }
+    if packet.is_own() && is_on_its_way::<F>(segment) {
+        return Err(PassReason::NotService.into());
+    }
     if !segment.opens_flow() {
-        return Err(DropReason::NoFlow.into());
+        // A connection of the node that is older than the agent may be another machine's that has this address, too.
+        let may_be_anothers = packet.is_own() && !maps::vip::<F>(segment.key.destination).is_some_and(refuses);
+        return Err(if may_be_anothers { PassReason::NotService.into() } else { DropReason::NoFlow.into() });
     }
     Ok(frontend)
+}
+
+/// Whether a packet of the node itself is one that was translated already, and comes by once more as it is sent: to a backend whose
+/// address and port are a frontend as well.
+#[inline(always)]
+fn is_on_its_way<F: FamilyMaps>(segment: &Segment<F::Address>) -> bool {
+    let answer = segment.key.reversed();
+    let is_own = |flow: Option<&'static mut Flow<F::Address>>| flow.is_some_and(|flow| flow.is_own());
+    is_own(maps::flow(F::pending(), &answer)) || is_own(maps::flow(F::flows(), &answer))
 }
 
 /// What becomes of a later fragment whose first has not come, or of a flow that is not known.
 #[inline(always)]
 pub(crate) fn lost_fragment<P: Packet, F: FamilyMaps>(packet: &P, segment: &Segment<F::Address>) -> Verdict {
     // At our own addresses it may be the host's: the stack waits for the first as long as it likes.
-    if !packet.is_underway() && maps::vip::<F>(segment.key.destination).is_some() {
+    if is_to_vip::<P, F>(packet, segment) {
         return DropReason::FragmentLost.into();
     }
     PassReason::Fragment.into()

@@ -38,8 +38,9 @@ pub(crate) enum Way {
     Neighbour,
     /// The network stack, which is given it as if it had come in by the interface that it was to leave by. For what the node itself sends.
     Inward,
-    /// The network stack, which is given it as if it had come in by loopback. For what the node's pods answer it: from a service's address
-    /// it would not take it by a pod's device, to which no route leads back.
+    /// The network stack, which is given it as if it had come in by loopback. For what pods and processes of the node answer it: from a
+    /// service's address it would not take it by a pod's device, to which no route leads back; and what a process sends has been seen by
+    /// its connection tracking as what it was.
     Loopback,
 }
 
@@ -79,7 +80,7 @@ pub(crate) fn way<P: Packet, A: Address>(
         let way = if hop.interface == IfIndex(0) || is_tagged { Way::Inward } else { Way::Neighbour };
         return (way, PassReason::RequestOnNode);
     }
-    if flow.is_own() && packet.hook() == Hook::POD && maps::is_met_at(IfIndex::LOOPBACK) {
+    if flow.is_own() && packet.hook() != Hook::UPLINK && maps::is_met_at(IfIndex::LOOPBACK) {
         return (Way::Loopback, PassReason::ReplyOnNode);
     }
     if flow.is_on_node() || flow.is_own() {
@@ -139,7 +140,8 @@ pub(crate) fn has_lost_its_hop<A: Address>(flow: &Flow<A>, moment: Moment) -> bo
 /// Asks the kernel's FIB where a packet goes once it is translated as the flow says, and notes it in the flow.
 ///
 /// A hop whose neighbour is unknown stays of another epoch, to be asked for again with the next packet;
-/// one that only the stack sends to has an MTU of zero, and no interface if not even the stack sends it further.
+/// one that only the stack sends to has an MTU of zero. It has no interface where the FIB names none: a route that encapsulates, or, for
+/// what the node itself sends, one of its own addresses.
 #[inline(never)] // The stack, as in `track`.
 pub(crate) fn lookup<P: Packet, F: FamilyMaps>(
     packet: &P,

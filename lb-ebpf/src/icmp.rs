@@ -8,7 +8,7 @@ use lb_common::{
 };
 
 use crate::{
-    config, emit,
+    classify, config, emit,
     maps::{self, FamilyMaps, Flows},
     packet::Packet,
     rewrite::{self, NetworkHeader},
@@ -61,7 +61,7 @@ impl Icmp for V6 {
 #[inline(always)]
 pub(crate) fn run<P: Packet, F: Icmp>(packet: &P, segment: &Segment<F::Address>) -> Result<Verdict, Verdict> {
     let [kind] = packet.read(segment.transport).ok_or(PassReason::MalformedIcmp)?;
-    if kind == F::ECHO.0 && is_to_vip::<P, F>(packet, segment) {
+    if kind == F::ECHO.0 && classify::is_to_vip::<P, F>(packet, segment) {
         return echo::<P, F>(packet, segment);
     }
     let result = if F::is_error(kind) && segment.part == Part::Whole {
@@ -70,18 +70,12 @@ pub(crate) fn run<P: Packet, F: Icmp>(packet: &P, segment: &Segment<F::Address>)
         Err(PassReason::OtherIcmp.into())
     };
     match result {
-        Err(Verdict::Pass(PassReason::OtherIcmp)) if is_to_vip::<P, F>(packet, segment) => {
+        // Left to the stack it would go back to whoever routes the address to us, and be sent round until its TTL ends.
+        Err(Verdict::Pass(PassReason::OtherIcmp)) if classify::is_to_vip::<P, F>(packet, segment) => {
             Err(DropReason::IcmpLost.into())
         }
         result => result,
     }
-}
-
-/// Whether a message is to an address that is a service's alone. Left to the stack it would go back to whoever routes the
-/// address to us, and be sent round until its TTL ends.
-#[inline(always)]
-fn is_to_vip<P: Packet, F: Icmp>(packet: &P, segment: &Segment<F::Address>) -> bool {
-    !packet.is_underway() && maps::vip::<F>(segment.key.destination).is_some()
 }
 
 /// Answers an echo request to an address that is a service's alone, or refuses it.

@@ -130,10 +130,10 @@ static FRAGMENTS4: Fragments<Ipv4Be> = LruHashMap::new();
 #[btf_map]
 static FRAGMENTS6: Fragments<Ipv6Be> = LruHashMap::new();
 
-/// Interface → our addresses there; 0 → those of the node. The agent writes, the programs read; a miss means: not an
-/// interface of ours.
+/// Interface where our programs meet packets → our addresses there; 0 → those of the node. The agent writes, the programs read; a miss
+/// means: packets are not met there. A node has fewer pods than this has room for.
 #[btf_map]
-static ADDRESSES: HashMap<u32, InterfaceAddresses, 1024, NO_PREALLOC> = HashMap::new();
+static ADDRESSES: HashMap<u32, InterfaceAddresses, 4096, NO_PREALLOC> = HashMap::new();
 
 /// 0 → the epoch of next hops, never zero. The agent writes.
 #[btf_map]

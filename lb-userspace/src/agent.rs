@@ -36,7 +36,8 @@ use crate::{
         tables::{Drift, Tables, Wait},
     },
     describe, doctor,
-    network::{Change, Network, NetworkError, Roles, name_of},
+    model::Desired,
+    network::{Change, Network, NetworkError, PodDevice, Roles, name_of},
     observe::{
         http::{self, HealthChecks, Listen, ListenError},
         metrics::Metrics,
@@ -312,6 +313,8 @@ struct Agent {
     /// Since when the kernel refuses changes, for other reasons than that there is no room.
     stuck: Option<Instant>,
     metrics: Metrics,
+    /// What the source wanted last.
+    wanted: Arc<Desired>,
     /// Why the services file as it is now makes no sense.
     refused: Option<String>,
     /// What is wanted and the tables did not take, and why: it is tried again, as room may return.
@@ -360,7 +363,9 @@ impl Agent {
             sysctls.prepare(&names);
             sysctls.reserve(&options.settings.snat_ports);
         }
-        kernel.set_addresses(&addresses)?;
+        // Where a former agent's programs meet packets is known anew when ours are attached; until then theirs go on.
+        let former = kernel.addresses().keys().map(|&interface| (interface, Addresses::default())).collect::<Vec<_>>();
+        kernel.set_addresses(&former.into_iter().chain(addresses.clone()).collect())?;
         let mut agent = Self {
             node: Arc::new(network.node(kernel.default_addresses())),
             tables: Tables::open(kernel, sizes)?,
@@ -380,6 +385,7 @@ impl Agent {
             metrics: Metrics::default(),
             stuck: None,
             revision: u64::from(first.is_some()),
+            wanted: Arc::default(),
             refused: first.is_none().then(|| "the source has not told all services yet".to_owned()),
             waiting: None,
             reclaiming: None,
@@ -396,6 +402,7 @@ impl Agent {
         }
         let changes = match &first {
             Some(first) => {
+                agent.note_wanted(&first.desired);
                 agent.know_node(&first.node);
                 agent.enforce(&first.desired)?
             }
@@ -500,7 +507,10 @@ impl Agent {
             known.is_attached &= kernel.sends_by(interface);
         }
         // Routes name the bridge, where the programs are on its ports.
-        let met: Vec<_> = addresses.keys().copied().filter(|&it| it != ANYWHERE).chain(kernel.met_inside()).collect();
+        let is_former = |device: &PodDevice| kernel.addresses().contains_key(&device.index);
+        let former = self.network.pod_devices().into_iter().filter(is_former).map(|device| device.index);
+        let uplinks = addresses.keys().copied().filter(|&interface| interface != ANYWHERE);
+        let met: Vec<_> = uplinks.chain(kernel.met_inside()).chain(former).collect();
         for interface in met.iter().copied().chain(met.iter().filter_map(|&port| self.network.bridge_of(port))) {
             addresses.entry(interface).or_default();
         }

@@ -351,6 +351,21 @@ impl Desired {
         Some(&self.claims.get(&what)?.first()?.name)
     }
 
+    /// The services that want what an older one has, each with what that is, as far as they did not in another state.
+    pub fn lacking_since(&self, before: &Self) -> impl Iterator<Item = (ServiceName, Taken)> {
+        before.claims.diff(&self.claims).flat_map(|change| {
+            let (what, old, new) = match change {
+                DiffItem::Add(what, new) => (*what, &[][..], &new[..]),
+                DiffItem::Update { old: (_, old), new: (what, new) } => (*what, &old[..], &new[..]),
+                DiffItem::Remove(what, old) => (*what, &old[..], &[][..]),
+            };
+            let (owner, others) = new.split_first().map_or((None, &[][..]), |(owner, others)| (Some(owner), others));
+            let is_news = |it: &&Claimant| !old.iter().skip(1).any(|known| known == *it);
+            let lacks = |it: &Claimant| Some((it.name.clone(), Taken { what, owner: owner?.name.clone() }));
+            others.iter().filter(is_news).filter_map(lacks).collect::<Vec<_>>()
+        })
+    }
+
     /// Whether clients send to this address, on any port. The nodes' own addresses are not meant, which node ports are on.
     pub fn is_frontend(&self, address: IpAddr) -> bool {
         self.addresses.contains_key(&address)
@@ -547,6 +562,9 @@ mod tests {
         for (service, created) in [("c", 7), ("b", 3), ("a", 7)] {
             desired.set(name(service, IpFamily::V4), aged(created));
         }
+        let lacking: Vec<_> = desired.lacking_since(&before).map(|(name, taken)| format!("{name}: {taken}")).collect();
+        assert_eq!(lacking[0], "a:53 (UDP, IPv4): UDP 10.0.0.1:53 is already taken by service b:53 (UDP, IPv4)");
+        assert_eq!((lacking.len(), desired.lacking_since(&desired.clone()).count()), (2, 0));
         let mut order = Vec::new();
         while let Some(owner) = desired.owner(what).cloned() {
             assert!(desired.is_frontend("10.0.0.1".parse().unwrap()));

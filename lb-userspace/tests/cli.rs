@@ -272,7 +272,9 @@ fn answer(request: Request) -> Response {
             }],
             repaired: repair,
         }),
-        Request::Metrics | Request::Health | Request::ServiceHealth { .. } => unreachable!("no command asks for that"),
+        Request::Metrics | Request::Health { .. } | Request::ServiceHealth { .. } => {
+            unreachable!("no command asks for that")
+        }
         Request::Backends => Response::Backends(vec![backend("web", "10.1.0.1:8080"), backend("dns", "10.1.0.2:53")]),
     }
 }

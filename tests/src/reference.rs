@@ -411,7 +411,9 @@ impl Reference {
             (Way::Forwarded, ..) => self.sent(hook, translated),
             (Way::Hairpin, ..) => returned(translated),
             (Way::Stack, Direction::Request, _) => Outcome::new("request-on-node", Fate::Handed(translated)),
-            (Way::Own, Direction::Reply, Hook::Pod) => Outcome::new("own", Fate::Sent(translated.addressed_to([0; 6]))),
+            (Way::Own, Direction::Reply, Hook::Pod | Hook::Own) => {
+                Outcome::new("own", Fate::Sent(translated.addressed_to([0; 6])))
+            }
             (Way::Stack, Direction::Reply, Hook::Egress | Hook::Own) | (Way::Own, Direction::Reply, _) => {
                 Outcome::new("reply-on-node", Fate::Handed(translated))
             }
@@ -452,8 +454,11 @@ impl Reference {
             return vec![Outcome::dropped("source-is-service")];
         }
         let policy = service.policy(frontend.kind, is_client_on_node);
+        // A connection of the node may be to another machine that has the address, too.
+        let may_be_anothers = hook == Hook::Own && self.vips.get(&packet.destination) != Some(&true);
+        let unknown = if may_be_anothers { Outcome::untouched("not-service") } else { Outcome::dropped("no-flow") };
         let refused = match service.eligible(packet.source.is_ipv4(), policy) {
-            Eligible::Some(_) if !segment.opens() => return vec![Outcome::dropped("no-flow")],
+            Eligible::Some(_) if !segment.opens() => return vec![unknown],
             Eligible::Some(endpoints) => {
                 let endpoints = self.preferred(frontend, packet.source, endpoints);
                 let opening = |endpoint: &&Endpoint| self.opening(hook, packet, tuple, frontend, endpoint);
@@ -463,7 +468,7 @@ impl Reference {
             Eligible::None => refusal(segment, "refused-no-backend", "no-backend"),
         };
         // No rule says what comes first where two hold: for a packet in the middle of no connection, or on its last hop.
-        let unknown = (!segment.opens()).then(|| Outcome::dropped("no-flow"));
+        let unknown = (!segment.opens()).then_some(unknown);
         let expired = (packet.ttl <= 1).then(|| Outcome::untouched("ttl-expired"));
         [refused].into_iter().chain(unknown).chain(expired).collect()
     }
@@ -573,12 +578,9 @@ impl Reference {
     /// A fragment that is not the first goes where that went, or nowhere.
     fn later_piece(&self, hook: Hook, packet: &Packet, piece: &LaterPiece) -> Vec<Outcome> {
         let key = (packet.source, packet.destination, piece.protocol, piece.identification);
-        let is_vip = self.vips.contains_key(&packet.destination);
+        let is_vip = self.is_to_vip(hook, packet);
         let Some(&First { source_port, destination_port, has_way }) = self.firsts.get(&key) else {
-            return vec![match hook {
-                Hook::Uplink(_) | Hook::Pod | Hook::Own if is_vip => Outcome::dropped("fragment-lost"),
-                _ => Outcome::untouched("fragment"),
-            }];
+            return vec![if is_vip { Outcome::dropped("fragment-lost") } else { Outcome::untouched("fragment") }];
         };
         let tuple = Tuple {
             protocol: piece.protocol,
@@ -612,23 +614,24 @@ impl Reference {
 
     /// An ICMP message that is about no flow: at an address that is a service's alone nobody waits for it.
     fn unrelated(&self, hook: Hook, packet: &Packet) -> Outcome {
-        if hook != Hook::Egress && self.vips.contains_key(&packet.destination) {
-            Outcome::dropped("icmp-lost")
-        } else {
-            Outcome::untouched("other-icmp")
-        }
+        if self.is_to_vip(hook, packet) { Outcome::dropped("icmp-lost") } else { Outcome::untouched("other-icmp") }
     }
 
     fn echo(&self, hook: Hook, packet: &Packet) -> Outcome {
-        match hook {
-            Hook::Uplink(_) | Hook::Pod | Hook::Own if self.vips.contains_key(&packet.destination) => {
-                if self.settings.answers_echo {
-                    Outcome::new("answered-echo", Fate::Answered(Answer::Echo))
-                } else {
-                    Outcome::dropped("echo-refused")
-                }
-            }
-            _ => Outcome::untouched("other-icmp"),
+        match (self.is_to_vip(hook, packet), self.settings.answers_echo) {
+            (false, _) => Outcome::untouched("other-icmp"),
+            (true, true) => Outcome::new("answered-echo", Fate::Answered(Answer::Echo)),
+            (true, false) => Outcome::dropped("echo-refused"),
+        }
+    }
+
+    /// Whether a packet is to an address that is a service's alone. To the node itself it may be another machine's, unless it is one
+    /// of the cluster.
+    fn is_to_vip(&self, hook: Hook, packet: &Packet) -> bool {
+        match (hook, self.vips.get(&packet.destination)) {
+            (_, None) | (Hook::Egress, _) => false,
+            (Hook::Own, Some(is_of_cluster)) => *is_of_cluster,
+            (_, Some(_)) => true,
         }
     }
 

@@ -249,6 +249,12 @@ fn metrics_tell_of_changes_and_of_what_has_no_endpoint_here() {
     for of in ["service", "endpoint"] {
         assert_eq!(metric(&format!("sync_proxy_rules_{of}_changes_pending")), Some(0.0));
     }
+    for probe in ["healthz", "livez"] {
+        let answers = || metric(&format!("proxy_{probe}_total{{code=\"200\"}}")).unwrap_or_default();
+        let before = answers();
+        assert!(world.http(&format!("http://127.0.0.1:10256/{probe}")).is_some_and(|page| page.status == 200));
+        expect(&format!("proxy_{probe}_total{{code=\"200\"}}"), before + 1.0);
+    }
     agent.stop();
 }
 

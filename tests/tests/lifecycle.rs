@@ -504,8 +504,9 @@ fn with_keep_off_or_cleaned_up_nothing_is_left() {
         lab.lb().namespace().sysctl("ipv4/conf/all/rp_filter", "1");
         let before = settings(lab.lb());
         for keep in ["--keep=false", "--keep"] {
-            let mut agent = Agent::start(&lab, "services: []", &[keep]);
-            assert_eq!(lab.lb().programs().len(), 2 * lab.lb().interfaces().count());
+            // So it is attached to loopback, too.
+            let mut agent = Agent::start(&lab, "services: []", &[keep, "--socket-lb=off"]);
+            assert_eq!(lab.lb().programs().len(), 2 * lab.lb().interfaces().count() + 1);
             assert_ne!(settings(lab.lb()), before);
             agent.signal(Signal::SIGTERM);
             assert_eq!(agent.wait().code(), Some(0));

@@ -12,6 +12,7 @@
 //! | `refused` | addresses and ports where somebody says at once that there is nobody |
 //! | `unanswered` | addresses and ports where nobody answers, whatever else happens |
 //! | `services` | how many services are in force: ports of one protocol in one IP family |
+//! | `logs` | what the agent's log says |
 //! | `stays` | for how long all of that has to stay so, in milliseconds |
 //!
 //! The agent runs on the node `here`, in zone `a`; around it are the hosts of [`Topology`]: backends `b1` (`10.1.0.2`, `fd00:1::2`) to `b3`,
@@ -62,6 +63,8 @@ struct Step {
     #[serde(default)]
     unanswered: Vec<SocketAddr>,
     services: Option<u64>,
+    #[serde(default)]
+    logs: String,
     #[serde(default)]
     stays: u64,
 }
@@ -188,6 +191,9 @@ impl Play {
             if let Fate::Answered(_) = fate {
                 return Some(format!("at {address}: {fate:?}"));
             }
+        }
+        if !self.agent.log().contains(&step.logs) {
+            return Some(format!("the log does not say {:?}", step.logs));
         }
         let services = || self.agent.status()["services"].as_u64();
         let is_other = |&expected: &u64| services() != Some(expected);

@@ -19,8 +19,11 @@ pub enum Request {
     Backends,
     /// What is measured.
     Metrics,
-    /// Whether the agent is well.
-    Health,
+    /// What a probe of the agent's health is to be told.
+    Health {
+        /// Which one asks.
+        probe: Probe,
+    },
     /// Whether this node has endpoints of the service that load balancers ask for on a port.
     ServiceHealth {
         /// The port.
@@ -31,6 +34,16 @@ pub enum Request {
         /// Whether they are to be made to, where they don't.
         repair: bool,
     },
+}
+
+/// Who asks for the agent's health over HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Probe {
+    /// Whoever sends new traffic to the node.
+    Healthz,
+    /// Whoever starts the agent anew.
+    Livez,
 }
 
 /// The answer, on one line.
@@ -117,8 +130,8 @@ pub struct SocketsReport {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HealthReport {
-    /// Whether it does what it is here for: the services of its source are in force, and changes of them come into force.
-    pub is_healthy: bool,
+    /// What the probe is told.
+    pub is_good: bool,
     /// Whether this node is to have new traffic from outside.
     pub is_node_eligible: bool,
     /// When the services were last what the source wants, as RFC 3339 has it.
@@ -133,7 +146,7 @@ pub struct ServiceHealthReport {
     pub service: String,
     /// How many addresses of endpoints on this node are ready.
     pub local_endpoints: usize,
-    /// Whether the agent is well.
+    /// Whether the agent is well: the services of its source are in force, and changes of them come into force.
     pub is_healthy: bool,
 }
 

@@ -5,8 +5,8 @@ use std::{collections::HashSet, net::SocketAddr};
 use super::{Agent, describe, services::STUCK};
 use crate::{
     admin::report::{
-        BackendReport, CollectorReport, CounterReport, DriftReport, FrontendReport, HealthReport, Request, Response,
-        ServiceHealthReport, ServiceReport, StatusReport, TableReport, VerifyReport,
+        BackendReport, CollectorReport, CounterReport, DriftReport, FrontendReport, HealthReport, Probe, Request,
+        Response, ServiceHealthReport, ServiceReport, StatusReport, TableReport, VerifyReport,
     },
     dataplane::{DataplaneError, tables::Drift},
     model::{Endpoint, TrafficPolicy},
@@ -28,7 +28,7 @@ impl Agent {
                 let decision = self.in_force.clone().unwrap_or_default();
                 Response::Metrics(self.metrics.text(&self.status()?, &decision))
             }
-            Request::Health => Response::Health(self.health()),
+            Request::Health { probe } => Response::Health(self.health(probe)),
             Request::ServiceHealth { port } => self.service_health(port).map_or_else(
                 || Response::Error(format!("no service has its health told on port {port}")),
                 Response::ServiceHealth,
@@ -114,10 +114,17 @@ impl Agent {
 
     /// Whether the services are in force. That there is no room for some is no reason to take all traffic from this node, and
     /// neither is a mistake in the source.
-    fn health(&self) -> HealthReport {
+    fn is_healthy(&self) -> bool {
+        self.in_force.is_some() && self.stuck.is_none_or(|since| since.elapsed() < STUCK)
+    }
+
+    fn health(&self, probe: Probe) -> HealthReport {
+        let is_node_eligible = self.node_object.is_eligible;
+        let is_good = self.is_healthy() && (is_node_eligible || probe == Probe::Livez);
+        self.metrics.note_probe(probe, is_good);
         HealthReport {
-            is_healthy: self.in_force.is_some() && self.stuck.is_none_or(|since| since.elapsed() < STUCK),
-            is_node_eligible: self.node_object.is_eligible,
+            is_good,
+            is_node_eligible,
             last_updated: humantime::format_rfc3339_millis(self.applied).to_string(),
         }
     }
@@ -132,8 +139,11 @@ impl Agent {
             endpoint.conditions.ready && self.node.has_endpoint(address.ip(), endpoint.node.as_deref())
         };
         let local: HashSet<_> = endpoints.filter(is_here).map(|(address, _)| address.ip()).collect();
-        let is_healthy = self.health().is_healthy;
-        Some(ServiceHealthReport { service: name.to_string(), local_endpoints: local.len(), is_healthy })
+        Some(ServiceHealthReport {
+            service: name.to_string(),
+            local_endpoints: local.len(),
+            is_healthy: self.is_healthy(),
+        })
     }
 
     fn service_reports(&self) -> Vec<ServiceReport> {

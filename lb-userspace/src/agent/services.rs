@@ -66,8 +66,17 @@ impl Agent {
             Some(troubles) => self.refuse(troubles.clone()),
             None => self.refused = None,
         }
+        self.note_wanted(&loaded.desired);
         self.know_node(&loaded.node);
         self.put_in_force(&loaded.desired);
+    }
+
+    /// Says which services want what an older one has.
+    pub(super) fn note_wanted(&mut self, desired: &Arc<Desired>) {
+        for (service, taken) in desired.lacking_since(&self.wanted) {
+            warn!("service {service} goes without: {taken}, which is older");
+        }
+        self.wanted = Arc::clone(desired);
     }
 
     /// Tries again what was refused by the kernel, or did not fit.

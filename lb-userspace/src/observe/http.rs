@@ -33,7 +33,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::admin::{
-    report::{self, HealthReport, Request},
+    report::{self, Probe, Request},
     server::Query,
 };
 
@@ -203,16 +203,16 @@ async fn metrics(State(queries): State<mpsc::Sender<Query>>) -> Response {
 }
 
 async fn healthz(State(queries): State<mpsc::Sender<Query>>) -> Response {
-    health(&queries, |report| report.is_healthy && report.is_node_eligible).await
+    health(&queries, Probe::Healthz).await
 }
 
 async fn livez(State(queries): State<mpsc::Sender<Query>>) -> Response {
-    health(&queries, |report| report.is_healthy).await
+    health(&queries, Probe::Livez).await
 }
 
 /// As kube-proxy answers (Kubernetes, `pkg/proxy/healthcheck/proxy_health.go`).
-async fn health(queries: &mpsc::Sender<Query>, is_good: fn(&HealthReport) -> bool) -> Response {
-    match Query::ask(Request::Health, queries).await {
+async fn health(queries: &mpsc::Sender<Query>, probe: Probe) -> Response {
+    match Query::ask(Request::Health { probe }, queries).await {
         report::Response::Health(report) => {
             let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
             let body = json!({
@@ -220,7 +220,7 @@ async fn health(queries: &mpsc::Sender<Query>, is_good: fn(&HealthReport) -> boo
                 "currentTime": now,
                 "nodeEligible": report.is_node_eligible,
             });
-            opinion(is_good(&report), &body)
+            opinion(report.is_good, &body)
         }
         other => unavailable(&other),
     }

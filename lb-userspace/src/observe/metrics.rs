@@ -14,7 +14,7 @@ use prometheus_client::{
 };
 
 use crate::{
-    admin::report::StatusReport,
+    admin::report::{Probe, StatusReport},
     model::IpFamily,
     policy::{Clients, Decision},
     source::Changes,
@@ -31,6 +31,9 @@ pub struct Metrics {
     programming: Family<Labels, Histogram, fn() -> Histogram>,
     service_changes: Changing,
     slice_changes: Changing,
+    /// What probes were told, by the status of HTTP.
+    healthz: Family<Labels, Count>,
+    livez: Family<Labels, Count>,
     /// When the changes of endpoints have begun that are not in force yet.
     begun: Vec<(IpFamily, SystemTime)>,
     started: SystemTime,
@@ -68,6 +71,8 @@ impl Default for Metrics {
             programming,
             service_changes: Changing::default(),
             slice_changes: Changing::default(),
+            healthz: Family::default(),
+            livez: Family::default(),
             begun: Vec::new(),
             started: SystemTime::now(),
         }
@@ -106,6 +111,16 @@ impl Metrics {
         }
     }
 
+    /// A probe is told whether all is well.
+    pub fn note_probe(&self, probe: Probe, is_good: bool) {
+        let answers = match probe {
+            Probe::Healthz => &self.healthz,
+            Probe::Livez => &self.livez,
+        };
+        let code = if is_good { "200" } else { "503" };
+        answers.get_or_create(&vec![("code", code.to_owned())]).inc();
+    }
+
     /// Everything that there is to tell of the agent with this status, and of what it has decided.
     pub fn text(&self, status: &StatusReport, decision: &Decision) -> String {
         let mut registry = Registry::default();
@@ -120,6 +135,8 @@ impl Metrics {
     /// What kube-proxy tells, too.
     fn register(&self, kube_proxy: &mut Registry, decision: &Decision) {
         let Self { sync_duration, last_sync, programming, service_changes, slice_changes, .. } = self;
+        kube_proxy.register("proxy_healthz", "Answers at /healthz", self.healthz.clone());
+        kube_proxy.register("proxy_livez", "Answers at /livez", self.livez.clone());
         let (name, help) = ("sync_proxy_rules_duration_seconds", "How long changes of services took to be in force");
         kube_proxy.register(name, help, sync_duration.clone());
         let (name, help) = ("sync_proxy_rules_last_timestamp_seconds", "When a change of services was last in force");

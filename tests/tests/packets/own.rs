@@ -129,9 +129,9 @@ fn answers_itself(f: Family) -> Vec<Row> {
             sent(&ask(f, &f.down()).tcp(SNAT_PORT, 80).syn().ethernet(UP_MAC, UP_MAC)),
         ),
         row(
-            "and the answer is the service's as it leaves",
+            "and the answer is the service's, which goes on by loopback",
             own(&(f.packet)(&f.down(), &f.up()).tcp(80, SNAT_PORT).syn().ack()),
-            handed(&(f.packet)(f.here, &f.up()).tcp(80, 4242).syn().ack()),
+            sent(&(f.packet)(f.here, &f.up()).tcp(80, 4242).syn().ack().ethernet(THEIR_MAC, [0; 6])),
         )
         .after([own(&syn())]),
     ]
@@ -180,6 +180,16 @@ fn others(f: Family) -> Vec<Row> {
         row(
             "also to a backend itself",
             own(&(f.packet)(&f.down(), f.backend).tcp(4242, 8080).syn()),
+            Expect::Passed("not-service"),
+        ),
+        row(
+            "what it has to say to an external address, which may be another machine's",
+            own(&ask(f, &f.service(98, 70)).icmp(if f.name == "IPv4" { 8 } else { 128 }, 0, [0, 1, 0, 2])),
+            Expect::Passed("other-icmp"),
+        ),
+        row(
+            "and a connection that it had there before",
+            own(&ask(f, &f.service(98, 70)).tcp(4242, 80).ack()),
             Expect::Passed("not-service"),
         ),
         row(

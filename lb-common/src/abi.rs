@@ -272,7 +272,8 @@ abi! {
 }
 
 abi! {
-    /// Value of `ADDRESSES`, at the number of an interface where our programs meet packets: what packets that leave there for a backend are sent from.
+    /// Value of `ADDRESSES`, at the number of an interface where our programs meet packets: what those are sent from that leave there for a
+    /// backend.
     pub struct InterfaceAddresses where 24 {
         /// The IPv6 address; unspecified: none.
         pub v6: Ipv6Be,

@@ -37,7 +37,7 @@ pub(crate) fn stranger<P: Packet, F: FamilyMaps>(packet: &P, segment: &Segment<F
     }
     match maps::vip::<F>(segment.key.destination) {
         Some(_) if is_later_fragment(segment) => DropReason::FragmentLost.into(),
-        Some(flags) if flags & VipKey::REFUSES != 0 => answer::refuse(segment, AnswerReason::WrongPort),
+        Some(flags) if refuses(flags) => answer::refuse(segment, AnswerReason::WrongPort),
         _ => PassReason::NotService.into(),
     }
 }
@@ -56,6 +56,7 @@ pub(crate) fn is_to_vip<P: Packet, F: FamilyMaps>(packet: &P, segment: &Segment<
     may_ask(packet) && maps::vip::<F>(segment.key.destination).is_some_and(|flags| !packet.is_own() || refuses(flags))
 }
 
+/// Whether an address is one that a service has in the cluster, and nobody else has.
 #[inline(always)]
 const fn refuses(flags: u32) -> bool {
     flags & VipKey::REFUSES != 0
@@ -78,7 +79,7 @@ pub(crate) fn admit<P: Packet, F: FamilyMaps>(packet: &P, segment: &Segment<F::A
     }
     // It is forged. The backend's reply would come back to us as a request: two services that answer each other never end.
     // (An external or load balancer address may be some other machine's, which is a client like any.)
-    if maps::vip::<F>(segment.key.source).is_some_and(|flags| flags & VipKey::REFUSES != 0) {
+    if maps::vip::<F>(segment.key.source).is_some_and(refuses) {
         return Err(DropReason::SourceIsService.into());
     }
     if packet.is_own() && is_on_its_way::<F>(segment) {

@@ -76,18 +76,20 @@ pub(crate) fn way<P: Packet, A: Address>(
     let hop = &flow.hop;
     // The FIB names a VLAN's own device for what leaves with a tag: on any other the tags have to go, which the stack knows to do.
     let is_tagged = segment.is_tagged || packet.is_tagged_outside();
-    if flow.is_own() && flow.direction() == Direction::Request {
-        let way = if hop.interface == IfIndex(0) || is_tagged { Way::Inward } else { Way::Neighbour };
-        return (way, PassReason::RequestOnNode);
-    }
-    if flow.is_own() && packet.hook() != Hook::UPLINK && maps::is_met_at(IfIndex::LOOPBACK) {
-        return (Way::Loopback, PassReason::ReplyOnNode);
-    }
-    if flow.is_on_node() || flow.is_own() {
-        let reason = match flow.direction() {
-            Direction::Request => PassReason::RequestOnNode,
-            Direction::Reply => PassReason::ReplyOnNode,
+    let reason = match flow.direction() {
+        Direction::Request => PassReason::RequestOnNode,
+        Direction::Reply => PassReason::ReplyOnNode,
+    };
+    if flow.is_own() {
+        let way = match flow.direction() {
+            Direction::Request if hop.interface == IfIndex(0) || is_tagged => Way::Inward,
+            Direction::Request => Way::Neighbour,
+            Direction::Reply if packet.hook() != Hook::UPLINK && maps::is_met_at(IfIndex::LOOPBACK) => Way::Loopback,
+            Direction::Reply => Way::Stack,
         };
+        return (way, reason);
+    }
+    if flow.is_on_node() {
         return (Way::Stack, reason);
     }
     if flow.is_hairpin() {

@@ -36,7 +36,6 @@ use crate::{
         tables::{Drift, Tables, Wait},
     },
     describe, doctor,
-    model::Desired,
     network::{Change, Network, NetworkError, PodDevice, Roles, name_of},
     observe::{
         http::{self, HealthChecks, Listen, ListenError},
@@ -313,8 +312,6 @@ struct Agent {
     /// Since when the kernel refuses changes, for other reasons than that there is no room.
     stuck: Option<Instant>,
     metrics: Metrics,
-    /// What the source wanted last.
-    wanted: Arc<Desired>,
     /// Why the services file as it is now makes no sense.
     refused: Option<String>,
     /// What is wanted and the tables did not take, and why: it is tried again, as room may return.
@@ -385,7 +382,6 @@ impl Agent {
             metrics: Metrics::default(),
             stuck: None,
             revision: u64::from(first.is_some()),
-            wanted: Arc::default(),
             refused: first.is_none().then(|| "the source has not told all services yet".to_owned()),
             waiting: None,
             reclaiming: None,
@@ -402,7 +398,7 @@ impl Agent {
         }
         let changes = match &first {
             Some(first) => {
-                agent.note_wanted(&first.desired);
+                agent.tell_lacking(&first.desired);
                 agent.know_node(&first.node);
                 agent.enforce(&first.desired)?
             }

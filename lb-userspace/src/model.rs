@@ -355,14 +355,14 @@ impl Desired {
     pub fn lacking_since(&self, before: &Self) -> impl Iterator<Item = (ServiceName, Taken)> {
         before.claims.diff(&self.claims).flat_map(|change| {
             let (what, old, new) = match change {
-                DiffItem::Add(what, new) => (*what, &[][..], &new[..]),
-                DiffItem::Update { old: (_, old), new: (what, new) } => (*what, &old[..], &new[..]),
-                DiffItem::Remove(what, old) => (*what, &old[..], &[][..]),
+                DiffItem::Add(what, new) => (*what, &[][..], new),
+                DiffItem::Update { old: (_, old), new: (what, new) } => (*what, &old[..], new),
+                DiffItem::Remove(..) => return Vec::new(),
             };
-            let (owner, others) = new.split_first().map_or((None, &[][..]), |(owner, others)| (Some(owner), others));
+            let Some((owner, others)) = new.split_first() else { return Vec::new() };
             let is_news = |it: &&Claimant| !old.iter().skip(1).any(|known| known == *it);
-            let lacks = |it: &Claimant| Some((it.name.clone(), Taken { what, owner: owner?.name.clone() }));
-            others.iter().filter(is_news).filter_map(lacks).collect::<Vec<_>>()
+            let lacks = |it: &Claimant| (it.name.clone(), Taken { what, owner: owner.name.clone() });
+            others.iter().filter(is_news).map(lacks).collect()
         })
     }
 

@@ -28,7 +28,7 @@ use rtnetlink::{
 };
 use tracing::{debug, error};
 
-use self::listing::{Listing, Route};
+use self::listing::{Link, Listing, Route};
 pub use self::node::NodePorts;
 use crate::{dataplane::kernel::Addresses, policy::Node};
 
@@ -187,12 +187,16 @@ impl Network {
 
     /// Whether an interface is an end of a veth pair.
     pub fn is_veth(&self, interface: u32) -> bool {
-        self.listing.links.iter().any(|link| link.index == interface && link.is_veth())
+        self.link(interface).is_some_and(Link::is_veth)
     }
 
     /// The bridge, or the like, that an interface is a port of.
     pub fn bridge_of(&self, interface: u32) -> Option<u32> {
-        self.listing.links.iter().find(|link| link.index == interface)?.port_of
+        self.link(interface)?.port_of
+    }
+
+    fn link(&self, interface: u32) -> Option<&Link> {
+        self.listing.links.iter().find(|link| link.index == interface)
     }
 
     /// The addresses of the uplinks, and of the VLAN devices on them, by interface number, and those to take where an

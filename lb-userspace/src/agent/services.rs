@@ -66,17 +66,18 @@ impl Agent {
             Some(troubles) => self.refuse(troubles.clone()),
             None => self.refused = None,
         }
-        self.note_wanted(&loaded.desired);
+        self.tell_lacking(&loaded.desired);
         self.know_node(&loaded.node);
         self.put_in_force(&loaded.desired);
     }
 
-    /// Says which services want what an older one has.
-    pub(super) fn note_wanted(&mut self, desired: &Arc<Desired>) {
-        for (service, taken) in desired.lacking_since(&self.wanted) {
+    /// Says which services want what an older one has, as far as they did not before.
+    pub(super) fn tell_lacking(&self, desired: &Desired) {
+        let waiting = self.waiting.as_ref().map(|waiting| &waiting.desired);
+        let before = waiting.or_else(|| self.desired()).cloned().unwrap_or_default();
+        for (service, taken) in desired.lacking_since(&before) {
             warn!("service {service} goes without: {taken}, which is older");
         }
-        self.wanted = Arc::clone(desired);
     }
 
     /// Tries again what was refused by the kernel, or did not fit.

@@ -22,7 +22,7 @@ fn router(f: Family) -> &'static str {
 }
 
 /// An error from one to another about the first bytes of a packet.
-fn error(f: Family, from: &str, to: &str, about: &Packet, quoted: usize) -> Packet {
+pub(super) fn error(f: Family, from: &str, to: &str, about: &Packet, quoted: usize) -> Packet {
     let (kind, code, rest) = narrow(f);
     (f.packet)(from, to).icmp(kind, code, rest).payload(&about.quote(quoted))
 }

@@ -2,10 +2,16 @@
 
 use tests::{
     datapath::{ROUTER_MAC, UP_MAC},
-    packet::{OUR_MAC, Packet, THEIR_MAC},
+    packet::{Packet, THEIR_MAC},
 };
 
-use super::{Expect, Family, Row, by_backend, by_pod, leaving, own, row};
+use super::{
+    Expect, Family, Row, by_backend, by_pod,
+    icmp::error,
+    leaving, own,
+    refusals::{answer, told_too_big},
+    row,
+};
 
 /// The SNAT range that these rows are run with: its only port.
 pub(super) const SNAT_PORT: u16 = 6000;
@@ -42,7 +48,7 @@ fn asks(f: Family) -> Vec<Row> {
             own(&ask(f, f.vip).tcp(4242, 80).ack().sequence(1001, 8).payload(b"data")),
             sent(&ask(f, f.backend).tcp(SNAT_PORT, 8080).ack().sequence(1001, 8).payload(b"data")),
         )
-        .after([own(&syn(f.vip)), by_backend(&answer(f).syn().ack().sequence(7, 1001))]),
+        .after([own(&syn(f.vip)), by_backend(&reply(f).syn().ack().sequence(7, 1001))]),
         row("by UDP", own(&ask(f, f.vip).udp(4242, 53)), sent(&ask(f, f.backend).udp(SNAT_PORT, 5353))),
         row("to a pod", own(&syn(&pod)), sent(&ask(f, f.pod).tcp(SNAT_PORT, 8080).syn())),
         row(
@@ -85,21 +91,18 @@ fn asks(f: Family) -> Vec<Row> {
 }
 
 /// What the backend answers to the first of them.
-fn answer(f: Family) -> Packet {
+fn reply(f: Family) -> Packet {
     (f.packet)(f.backend, &f.up()).tcp(8080, SNAT_PORT)
 }
 
 fn is_answered(f: Family) -> Vec<Row> {
     let syn = |to: &str| own(&ask(f, to).tcp(4242, 80).syn());
     let from_service = |vip: &str| (f.packet)(vip, &f.up()).tcp(80, 4242).syn().ack();
-    let (kind, rest) = if f.name == "IPv4" { (3, [0, 0, 5, 120]) } else { (2, [0, 0, 5, 120]) };
-    let code = if f.name == "IPv4" { 4 } else { 0 };
-    let error =
-        |about: &Packet| (f.packet)(f.client, &f.up()).icmp(kind, code, rest).payload(&about.quote(f.header + 8));
+    let error = |from: &str, about: &Packet| error(f, from, &f.up(), about, f.header + 8);
     vec![
         row(
             "the answer is the service's where it comes in",
-            by_backend(&answer(f).syn().ack()),
+            by_backend(&reply(f).syn().ack()),
             handed(&from_service(f.vip)),
         )
         .after([syn(f.vip)]),
@@ -109,10 +112,11 @@ fn is_answered(f: Family) -> Vec<Row> {
             sent(&from_service(&f.service(96, 70)).ethernet(THEIR_MAC, [0; 6])),
         )
         .after([syn(&f.service(96, 70))]),
-        row("an error about a request, too", error(&ask(f, f.backend).tcp(SNAT_PORT, 8080).syn()), {
-            let about = ask(f, f.vip).tcp(4242, 80).syn().quote(f.header + 8);
-            Expect::Handed("reply-on-node", (f.packet)(f.vip, &f.up()).icmp(kind, code, rest).payload(&about).bytes())
-        })
+        row(
+            "an error about a request, too",
+            error(f.client, &ask(f, f.backend).tcp(SNAT_PORT, 8080).syn()),
+            handed(&error(f.vip, &ask(f, f.vip).tcp(4242, 80).syn())),
+        )
         .after([syn(f.vip)]),
         row("its sender can't be someone outside", ask(f, f.vip).tcp(4242, 80).ack(), Expect::Passed("not-service"))
             .after([syn(f.vip)]),
@@ -138,9 +142,7 @@ fn answers_itself(f: Family) -> Vec<Row> {
 }
 
 fn is_refused(f: Family) -> Vec<Row> {
-    let back = |packet: Packet| packet.ethernet(OUR_MAC, THEIR_MAC);
-    let reset =
-        |from: &str, port| back((f.packet)(from, &f.up()).tcp(port, 4242).rst().ack().sequence(0, 1001).window(0));
+    let reset = |from: &str, port| answer(f, from, &f.up()).tcp(port, 4242).rst().ack().sequence(0, 1001).window(0);
     let too_big = || ask(f, f.vip).udp(4242, 53).payload(&[7; 1473]);
     vec![
         row(
@@ -153,12 +155,7 @@ fn is_refused(f: Family) -> Vec<Row> {
             own(&ask(f, f.vip).tcp(4242, 81).syn()),
             Expect::Sent("refused-wrong-port", reset(f.vip, 81).bytes()),
         ),
-        row("too big for the way", own(&too_big()), {
-            let (kind, code) = if f.name == "IPv4" { (3, 4) } else { (2, 0) };
-            let answer =
-                back((f.packet)(f.vip, &f.up()).icmp(kind, code, [0, 0, 5, 220]).payload(&too_big().quote(200)));
-            Expect::Sent("answered-too-big", answer.bytes())
-        }),
+        row("too big for the way", own(&too_big()), told_too_big(f, &f.up(), &too_big())),
         row(
             "internal policy Local",
             own(&ask(f, &f.service(96, 92)).tcp(4242, 80).syn()),
@@ -166,11 +163,7 @@ fn is_refused(f: Family) -> Vec<Row> {
         ),
         row("no route", own(&ask(f, f.unreachable).tcp(4242, 80).syn()), Expect::Dropped("no-route")),
         row("no connection", own(&ask(f, f.vip).tcp(4242, 80).ack()), Expect::Dropped("no-flow")),
-        row(
-            "a ping",
-            own(&ask(f, f.vip).icmp(if f.name == "IPv4" { 8 } else { 128 }, 0, [0, 1, 0, 2])),
-            Expect::Dropped("echo-refused"),
-        ),
+        row("a ping", own(&ask(f, f.vip).echo(7, 1)), Expect::Dropped("echo-refused")),
     ]
 }
 
@@ -184,7 +177,7 @@ fn others(f: Family) -> Vec<Row> {
         ),
         row(
             "what it has to say to an external address, which may be another machine's",
-            own(&ask(f, &f.service(98, 70)).icmp(if f.name == "IPv4" { 8 } else { 128 }, 0, [0, 1, 0, 2])),
+            own(&ask(f, &f.service(98, 70)).echo(7, 1)),
             Expect::Passed("other-icmp"),
         ),
         row(

@@ -9,8 +9,15 @@ pub(super) fn rows(f: Family) -> Vec<Row> {
 }
 
 /// Our answer, on its way back to where the question came from.
-fn answer(f: Family, from: &str, to: &str) -> Packet {
+pub(super) fn answer(f: Family, from: &str, to: &str) -> Packet {
     (f.packet)(from, to).ethernet(OUR_MAC, THEIR_MAC)
+}
+
+/// The sender of a packet to a service is told that it may not be larger than 1,500 bytes.
+pub(super) fn told_too_big(f: Family, to: &str, about: &Packet) -> Expect {
+    let (kind, code) = if f.name == "IPv4" { (3, 4) } else { (2, 0) };
+    let answer = answer(f, f.vip, to).icmp(kind, code, [0, 0, 5, 220]).payload(&about.quote(200));
+    Expect::Sent("answered-too-big", answer.bytes())
 }
 
 /// ICMP port unreachable about a packet, of which `quoted` bytes are in it.
@@ -146,11 +153,7 @@ fn refused(f: Family) -> Vec<Row> {
 fn too_big(f: Family) -> Vec<Row> {
     let size = if f.name == "IPv4" { 1473 } else { 1453 };
     let big = || f.ask(f.vip).udp(4242, 53).payload(&vec![7; size]);
-    let told = |about: &Packet| {
-        let (kind, code) = if f.name == "IPv4" { (3, 4) } else { (2, 0) };
-        let answer = answer(f, f.vip, f.client).icmp(kind, code, [0, 0, 5, 220]).payload(&about.quote(200));
-        Expect::Sent("answered-too-big", answer.bytes())
-    };
+    let told = |about: &Packet| told_too_big(f, f.client, about);
     let segment = || f.ask(f.vip).tcp(4242, 80).ack().payload(&vec![7; size]);
     vec![
         row("larger than the way out takes: the sender is told", big(), told(&big())),

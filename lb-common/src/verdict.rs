@@ -12,6 +12,8 @@ pub enum Verdict {
     Tx,
     /// Goes out by another interface.
     Redirect(IfIndex),
+    /// Of the node itself: goes out by an interface.
+    Outward(IfIndex),
     /// Of the node itself: goes out by an interface, and the kernel finds the neighbour's Ethernet address.
     Neighbour(IfIndex),
     /// Of the node itself: goes to its own stack, as if it had come in by the interface that it was to leave by.
@@ -63,7 +65,7 @@ impl Verdict {
         match self {
             Self::Tx => Forward::Tx as u32,
             Self::Redirect(_) => Forward::Redirect as u32,
-            Self::Neighbour(_) | Self::Inward | Self::Loopback => Forward::Own as u32,
+            Self::Outward(_) | Self::Neighbour(_) | Self::Inward | Self::Loopback => Forward::Own as u32,
             Self::Pass(reason) => reason as u32,
             Self::Answer(reason) => reason as u32,
             Self::Drop(reason) => reason as u32,

@@ -91,7 +91,7 @@ pub(crate) fn finish<P: Actions>(packet: &P, verdict: Verdict) -> u32 {
     match verdict {
         Verdict::Pass(_) => P::PASS,
         Verdict::Tx | Verdict::Answer(_) | Verdict::Inward => packet.back(),
-        Verdict::Redirect(interface) => redirect(interface, 0),
+        Verdict::Redirect(interface) | Verdict::Outward(interface) => redirect(interface, 0),
         Verdict::Loopback => packet.inward(IfIndex::LOOPBACK),
         Verdict::Neighbour(interface) => packet.neighbour(interface),
         Verdict::Drop(_) | Verdict::Next(_) => P::DROP,

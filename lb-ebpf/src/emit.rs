@@ -34,7 +34,7 @@ pub(crate) enum Way {
     Wire,
     /// We, to where it came from.
     Back,
-    /// We, by the next hop's interface; the kernel finds the neighbour. For what the node itself sends.
+    /// We, by the next hop's interface; the kernel finds the neighbour. For what the node itself sends, as long as the neighbour is unknown.
     Neighbour,
     /// The network stack, which is given it as if it had come in by the interface that it was to leave by. For what the node itself sends.
     Inward,
@@ -83,6 +83,7 @@ pub(crate) fn way<P: Packet, A: Address>(
     if flow.is_own() {
         let way = match flow.direction() {
             Direction::Request if hop.interface == IfIndex(0) || is_tagged => Way::Inward,
+            Direction::Request if hop.epoch == epoch => Way::Wire,
             Direction::Request => Way::Neighbour,
             Direction::Reply if packet.hook() != Hook::UPLINK && maps::is_met_at(IfIndex::LOOPBACK) => Way::Loopback,
             Direction::Reply => Way::Stack,
@@ -125,6 +126,7 @@ pub(crate) fn fits<P: Packet, A: Address>(packet: &P, segment: &Segment<A>, hop:
 pub(crate) fn verdict<P: Packet, A: Address>(packet: &P, flow: &Flow<A>, way: Way, reason: PassReason) -> Verdict {
     match way {
         Way::Stack => reason.into(),
+        Way::Wire if packet.is_own() => Verdict::Outward(flow.hop.interface),
         Way::Wire if flow.hop.interface != packet.interface() => Verdict::Redirect(flow.hop.interface),
         Way::Wire | Way::Back => Verdict::Tx,
         Way::Neighbour => Verdict::Neighbour(flow.hop.interface),

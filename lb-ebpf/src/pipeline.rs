@@ -152,7 +152,7 @@ fn forward<P: Packet, F: Ip>(
             return Err(answer::too_big(segment, flow.hop.mtu));
         }
         // The stack fragments the packet.
-        way = if way == Way::Wire { Way::Stack } else { Way::Inward };
+        way = if packet.is_own() { Way::Inward } else { Way::Stack };
     }
     rewrite::translate::<P, F>(packet, segment, flow, way)?;
     Ok(emit::verdict(packet, flow, way, reason))

@@ -123,7 +123,7 @@ pub(crate) fn translate<P: Packet, F: NetworkHeader>(
     let network = unsafe { &mut *network };
     F::set_addresses(network, flow.source, flow.destination, Delta::from_folded(flow.ip_delta));
     // SAFETY: As above; the network header begins behind it.
-    send::<F>(network, unsafe { &mut *ethernet }, &flow.hop, way);
+    send::<P, F>(packet, network, unsafe { &mut *ethernet }, &flow.hop, way);
     if let Some(offset) = checksum_offset(segment.key.proto)
         && is_first
     {
@@ -201,7 +201,7 @@ pub(crate) fn translate_error<P: Packet, F: NetworkHeader>(
         *field = after.to_bytes();
     }
     *checksum = Csum::from_bytes(*checksum).update(covered).to_bytes();
-    send::<F>(outer, ethernet, &flow.hop, way);
+    send::<P, F>(packet, outer, ethernet, &flow.hop, way);
     Ok(())
 }
 
@@ -242,9 +242,9 @@ pub(crate) fn replace<P: Packet>(packet: &P, network: usize, bytes: *const u8, l
     Ok(())
 }
 
-/// What the way of a packet demands of its frame and TTL; VLAN tags stay.
+/// What the way of a packet demands of its frame and TTL; VLAN tags stay. The node itself is no hop for what it sends.
 #[inline(always)]
-fn send<F: NetworkHeader>(network: &mut F::Header, ethernet: &mut EthHdr, hop: &Hop, way: Way) {
+fn send<P: Packet, F: NetworkHeader>(packet: &P, network: &mut F::Header, ethernet: &mut EthHdr, hop: &Hop, way: Way) {
     match way {
         Way::Stack | Way::Neighbour => return,
         // An interface takes what is addressed to itself.
@@ -256,7 +256,9 @@ fn send<F: NetworkHeader>(network: &mut F::Header, ethernet: &mut EthHdr, hop: &
         }
         Way::Back => swap(ethernet),
     }
-    F::decrement_ttl(network);
+    if !packet.is_own() {
+        F::decrement_ttl(network);
+    }
 }
 
 /// Addresses a frame to where it came from.

@@ -522,8 +522,7 @@ impl Agent {
 
     async fn confirm_neighbours(&self) {
         let addresses = self.tables.dataplane().addresses();
-        let is_uplink = |interface| addresses.get(&interface).is_some_and(|it| *it != Addresses::default());
-        self.network.confirm_neighbours(is_uplink).await;
+        self.network.confirm_neighbours(|interface| addresses.contains_key(&interface)).await;
     }
 
     fn note_kube_proxies(&mut self, ids: Vec<u32>) {

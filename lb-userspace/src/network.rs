@@ -220,7 +220,7 @@ impl Network {
     }
 
     /// Makes the kernel ask neighbours on these interfaces that it has not heard of for a while. It does that by itself only
-    /// for those that it sends to, and XDP sends past it: one that has changed its Ethernet address would never be noticed.
+    /// for those that it sends to, and our programs send past it: one that has changed its Ethernet address would never be noticed.
     pub async fn confirm_neighbours(&self, is_ours: impl Fn(u32) -> bool) {
         for (&(interface, address), neighbour) in &self.neighbours {
             if neighbour.is_stale && is_ours(interface) {

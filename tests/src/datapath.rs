@@ -27,7 +27,7 @@ use lb_common::{
 use lb_userspace::{
     dataplane::{
         Sizes,
-        kernel::{ANYWHERE, Addresses, FlowMap, Hook, Kernel, Runner, Settings, TestRun},
+        kernel::{ANYWHERE, Addresses, FlowMap, Hook, Kernel, Origin, Runner, Settings, TestRun},
         tables::Tables,
     },
     policy::{self, Node},
@@ -42,10 +42,12 @@ pub const UP: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(10, 0, 0, 1), Ipv6Addr::new(
 pub const DOWN: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(10, 0, 1, 1), Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 1));
 /// Our addresses towards the pods.
 pub const POD: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(10, 0, 2, 1), Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 1));
-/// The Ethernet addresses of our interfaces towards clients and backends.
+/// The Ethernet addresses of our interfaces towards clients, backends and pods.
 pub const UP_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// See [`UP_MAC`].
 pub const DOWN_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
+/// See [`UP_MAC`].
+pub const POD_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];
 /// The Ethernet address of the router towards the clients.
 pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 /// The node's name.
@@ -137,6 +139,11 @@ pub fn backend_mac(host: u8) -> [u8; 6] {
     [2, 0, 0, 0, 1, host]
 }
 
+/// The Ethernet address of pod 10.0.2.`host`.
+pub fn pod_mac(host: u8) -> [u8; 6] {
+    [2, 0, 0, 0, 2, host]
+}
+
 /// Runs `work` with programs that were loaded for it.
 pub fn with_datapath<T: Send>(sizes: Sizes, work: impl FnOnce(&mut Datapath) -> T + Send) -> T {
     let settings = Settings { snat_ports: 1024..=65535, ..Settings::default() };
@@ -201,14 +208,14 @@ impl Datapath {
     pub fn run(&mut self, hook: Hook, link: Link, packet: &[u8]) -> TestRun {
         let interface = self.link(link);
         let runner = self.runners.get_mut(&hook).expect("every hook has one");
-        runner.run(packet, interface).expect("the program runs")
+        runner.run(packet, interface, Origin::Received).expect("the program runs")
     }
 
-    /// Runs a packet that a process of the node sends, as it leaves by an interface.
-    pub fn run_own(&mut self, link: Link, packet: &[u8]) -> TestRun {
+    /// Runs a packet that a process of the node sends, as it leaves by an interface; `gso_size` as in [`Origin`].
+    pub fn run_own(&mut self, link: Link, packet: &[u8], gso_size: u16) -> TestRun {
         let interface = self.link(link);
         let runner = self.runners.get_mut(&Hook::TcEgress).expect("every hook has one");
-        runner.run_own(packet, interface).expect("the program runs")
+        runner.run(packet, interface, Origin::Own { gso_size }).expect("the program runs")
     }
 
     /// Runs a packet that comes from the clients' side, by XDP.
@@ -308,7 +315,7 @@ fn lay_network(namespace: &NetNs) {
          link set up1 up
          link set down0 up
          link set down1 up
-         link add pod0 type veth peer name pod1
+         link add pod0 address {} type veth peer name pod1
          link set pod0 up
          link set pod1 up
          addr add {}/24 dev pod0
@@ -325,6 +332,7 @@ fn lay_network(namespace: &NetNs) {
          route add default via fd00::2\n",
         mac(UP_MAC),
         mac(DOWN_MAC),
+        mac(POD_MAC),
         POD.0,
         POD.1,
         UP.0,
@@ -334,9 +342,11 @@ fn lay_network(namespace: &NetNs) {
         router = mac(ROUTER_MAC),
     );
     for host in 10..30 {
-        let address = mac(backend_mac(host));
-        for neighbour in [format!("10.0.1.{host}"), format!("fd00:1::{host:x}")] {
-            let _ = writeln!(batch, "neigh add {neighbour} lladdr {address} dev down0 nud permanent");
+        for (net, interface, address) in [(1, "down0", backend_mac(host)), (2, "pod0", pod_mac(host))] {
+            let address = mac(address);
+            for neighbour in [format!("10.0.{net}.{host}"), format!("fd00:{net}::{host:x}")] {
+                let _ = writeln!(batch, "neigh add {neighbour} lladdr {address} dev {interface} nud permanent");
+            }
         }
     }
     namespace.ip(&batch);

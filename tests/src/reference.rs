@@ -408,29 +408,32 @@ impl Reference {
             (Way::Forwarded | Way::Hairpin, Direction::Reply, _) if packet.ttl <= 1 => {
                 Outcome::dropped("reply-ttl-expired")
             }
-            (Way::Forwarded, ..) => self.sent(hook, translated),
+            (Way::Forwarded, ..) | (Way::Own, Direction::Request, Hook::Own) => self.sent(hook, translated),
             (Way::Hairpin, ..) => returned(translated),
             (Way::Stack, Direction::Request, _) => Outcome::new("request-on-node", Fate::Handed(translated)),
             (Way::Own, Direction::Reply, Hook::Pod | Hook::Own) => {
-                Outcome::new("own", Fate::Sent(translated.addressed_to([0; 6])))
+                let ethernet = (translated.ethernet.0, [0; 6]);
+                Outcome::new("own", Fate::Sent(translated.framed(ethernet)))
             }
             (Way::Stack, Direction::Reply, Hook::Egress | Hook::Own) | (Way::Own, Direction::Reply, _) => {
                 Outcome::new("reply-on-node", Fate::Handed(translated))
             }
             (Way::Stack, Direction::Reply, _) => Outcome::untouched("reply-underway"),
-            (Way::Own, Direction::Request, Hook::Own) => Outcome::new("own", Fate::Sent(translated)),
             (Way::Own, Direction::Request, _) => Outcome::untouched("not-service"),
         };
         outcome.with(Effect::Carries(index))
     }
 
-    /// A packet that is sent on to where it is addressed.
+    /// A packet that is sent on to where it is addressed; for what the node itself sends it is the first way.
     fn sent(&self, hook: Hook, packet: Packet) -> Outcome {
         let Some((link, ethernet)) = self.settings.way_to(packet.destination) else {
             return Outcome::dropped("not-forwarded");
         };
-        let reason = if hook == Hook::Uplink(link) { "tx" } else { "redirect" };
-        Outcome::new(reason, Fate::Sent(packet.forwarded(ethernet)))
+        match hook {
+            Hook::Own => Outcome::new("own", Fate::Sent(packet.framed(ethernet))),
+            Hook::Uplink(from) if from == link => Outcome::new("tx", Fate::Sent(packet.forwarded(ethernet))),
+            _ => Outcome::new("redirect", Fate::Sent(packet.forwarded(ethernet))),
+        }
     }
 
     /// A transport packet of no flow.
@@ -538,10 +541,9 @@ impl Reference {
         let (from, to) = flow.translation(Direction::Request);
         let translated = packet.translated(&from, &to);
         let outcome = match flow.way {
-            Way::Forwarded => self.sent(hook, translated),
+            Way::Forwarded | Way::Own => self.sent(hook, translated),
             Way::Hairpin => returned(translated),
             Way::Stack => Outcome::new("request-on-node", Fate::Handed(translated)),
-            Way::Own => Outcome::new("own", Fate::Sent(translated)),
         };
         let outcome = outcome.with(Effect::Opens(Box::new(flow.clone())));
         let is_sctp = flow.request.protocol == Protocol::Sctp;

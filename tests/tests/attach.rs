@@ -4,7 +4,7 @@
 use lb_userspace::{
     dataplane::{
         Sizes,
-        kernel::{Hook, Kernel, Settings, TcMode, XdpMode},
+        kernel::{Hook, Kernel, Origin, Settings, TcMode, XdpMode},
     },
     network::remove_empty_clsact,
 };
@@ -149,7 +149,10 @@ fn every_program_runs_on_single_packets_and_tells_what_its_verification_took() {
         let mut arp = [0xFF; 42];
         arp[12..14].copy_from_slice(&[0x08, 0x06]);
         for hook in Hook::ALL {
-            let after = kernel.runner(hook).and_then(|mut runner| runner.run(&arp, up0)).expect("the program runs");
+            let after = kernel
+                .runner(hook)
+                .and_then(|mut runner| runner.run(&arp, up0, Origin::Received))
+                .expect("the program runs");
             assert_eq!(after.packet, arp, "{hook:?}");
         }
         let instructions = kernel.verified_instructions().expect("the kernel tells of its programs");

@@ -81,7 +81,7 @@ impl Programs for Loaded<'_> {
             (Hook::Egress | Hook::Own, _) => (Program::TcEgress, Link::Up),
         };
         let run = match hook {
-            Hook::Own => self.datapath.run_own(link, &packet),
+            Hook::Own => self.datapath.run_own(link, &packet, 0),
             _ => self.datapath.run(program, link, &packet),
         };
         let [pass, drop, send] = if let Program::Xdp = program {

@@ -351,21 +351,25 @@ fn tables_of_another_layout_are_left_alone_and_named() {
     assert!(other.exists());
 }
 
-/// An agent of another namespace that starts at the same time does that.
+/// An agent of another namespace that starts at the same time does that, and may find that they are.
 #[test]
 fn who_looks_for_a_moment_whether_pins_are_of_a_namespace_that_is_gone_is_waited_for() {
-    let (lab, bpffs) = (lab(), Bpffs::mount());
-    let directory = bpffs.0.path().join(format!("wharf/v{LAYOUT}")).join(lab.lb().namespace().directory());
-    fs::create_dir_all(&directory).unwrap();
-    let looking = fs::File::open(&directory).unwrap();
-    looking.lock().unwrap();
-    // It waits for seconds, of which a start takes one.
-    let release = thread::spawn(move || {
-        thread::sleep(4 * MOMENT);
-        drop(looking);
-    });
-    Agent::launch(&lab, "services: []", &[&bpffs.argument()]).ready().stop();
-    release.join().unwrap();
+    for removed in [None, Some("maps"), Some("")] {
+        let (lab, bpffs) = (lab(), Bpffs::mount());
+        let directory = bpffs.0.path().join(format!("wharf/v{LAYOUT}")).join(lab.lb().namespace().directory());
+        fs::create_dir_all(&directory).unwrap();
+        let looking = fs::File::open(&directory).unwrap();
+        looking.lock().unwrap();
+        // It waits for seconds, of which a start takes one.
+        let release = thread::spawn(move || {
+            thread::sleep(4 * MOMENT);
+            // What is not there yet can't be removed.
+            let _removed = removed.map(|part| fs::remove_dir_all(directory.join(part)));
+            drop(looking);
+        });
+        Agent::launch(&lab, "services: []", &[&bpffs.argument()]).ready().stop();
+        release.join().unwrap();
+    }
 }
 
 #[test]

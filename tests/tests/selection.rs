@@ -18,7 +18,10 @@ use lb_common::{
     parse::{self, AnySegment},
 };
 use lb_userspace::{
-    dataplane::{Sizes, kernel::Hook},
+    dataplane::{
+        Sizes,
+        kernel::{Hook, Origin},
+    },
     model::{
         Algorithm, Desired, Endpoint, FrontendKind, IpFamily, Protocol, Service, ServiceName, TrafficPolicy, Weight,
     },
@@ -176,7 +179,7 @@ fn no_packet_sees_a_mixture_a_freed_slot_or_a_wrong_backend() {
                     let port = 1024 + (packets & 0x3FFF) as u16;
                     let packet = Packet::v4(&client.to_string(), "10.96.0.10").tcp(port, 80).syn().bytes();
                     let first = done.load(Ordering::SeqCst);
-                    let sent = runner.run(&packet, ingress).expect("the program runs");
+                    let sent = runner.run(&packet, ingress, Origin::Received).expect("the program runs");
                     let last = begun.load(Ordering::SeqCst);
                     assert_eq!(sent.action, 3, "XDP_TX between changes {first} and {last}");
                     let Ok(AnySegment::V4(segment)) = parse::packet(&sent.packet[..]) else {

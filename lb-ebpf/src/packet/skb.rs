@@ -134,6 +134,8 @@ impl Packet for SkbPacket {
         // SAFETY: The context.
         match unsafe { (&raw const (*self.skb()).gso_size).read_volatile() } {
             0 => ip_length,
+            // `GSO_BY_FRAGS` (include/linux/skbuff.h): SCTP has cut it by itself to what it knows the path to take.
+            0xFFFF => 0,
             payload => headers().saturating_add(payload as u16),
         }
     }

@@ -43,7 +43,7 @@ pub use self::{
     attach::{Attachment, LOOPBACK, TcMode, XdpMode, remove_filters},
     links::ReplaceError,
     pins::{DEFAULT as DEFAULT_PINS, Pins, PinsError, namespace, remove_pins},
-    programs::{Hook, Runner, TestRun},
+    programs::{Hook, Origin, Runner, TestRun},
     shape::{Shape, pinned_sizes},
     sockets::{ControlGroup, Ended, MissingHook, SocketHook, SocketMode, SocketSettings, Watched},
 };

@@ -256,13 +256,13 @@ impl Packet {
     /// The packet one hop further, in a frame with these addresses.
     #[must_use]
     pub fn forwarded(self, ethernet: Ethernet) -> Self {
-        Self { ethernet, ttl: self.ttl - 1, ..self }
+        Self { ttl: self.ttl - 1, ..self.framed(ethernet) }
     }
 
-    /// The packet in a frame that goes to this address.
+    /// The packet in a frame with these addresses.
     #[must_use]
-    pub fn addressed_to(self, destination: [u8; 6]) -> Self {
-        Self { ethernet: (self.ethernet.0, destination), ..self }
+    pub fn framed(self, ethernet: Ethernet) -> Self {
+        Self { ethernet, ..self }
     }
 
     /// Cuts a transport packet in front of these bytes behind its IP header: multiples of eight, in ascending order.

@@ -23,7 +23,7 @@ use super::{
     packet::{Body, Error, Flags, Header, Packet, SCTP_INIT, Segment},
     service::{Condition, Endpoint, Policy, Service, ServicePort, yaml},
 };
-use crate::datapath::{DOWN, DOWN_MAC, POD, ROUTER_MAC, UP, UP_MAC, backend_mac};
+use crate::datapath::{DOWN, DOWN_MAC, POD, POD_MAC, ROUTER_MAC, UP, UP_MAC, backend_mac, pod_mac};
 
 /// The programs under test.
 pub trait Programs {
@@ -52,8 +52,6 @@ pub const STAGES: u32 = 9_000;
 /// The SNAT range that programs are to be loaded with: apart from the clients' ports.
 pub const SNAT_PORTS: std::ops::RangeInclusive<u16> = 61_000..=65_535;
 
-/// The Ethernet address that pods send to.
-const POD_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];
 /// The ports that clients send from: above those of services, and below the SNAT range.
 const FIRST_PORT: u16 = 33_000;
 const CLIENT_PORTS: u32 = 3;
@@ -186,14 +184,15 @@ enum Change {
 /// The node of the lab, with these settings besides.
 pub fn node(answers_echo: bool, timeouts: Timeouts) -> Settings {
     let both = |addresses: (Ipv4Addr, Ipv6Addr)| vec![addresses.0.into(), addresses.1.into()];
-    let on_link = [0, 1].into_iter().flat_map(|index| {
-        [false, true].map(|is_ipv6| (Reach::Host(endpoint(index, is_ipv6)), backend_mac(10 + index as u8)))
-    });
+    let neighbours = |mac: fn(u8) -> [u8; 6], indices: [usize; 2]| {
+        let addresses = indices.into_iter().flat_map(|index| [false, true].map(|is_ipv6| endpoint(index, is_ipv6)));
+        addresses.map(|address| (Reach::Host(address), mac(last_byte(address)))).collect()
+    };
     Settings {
         links: vec![
             Link { mac: UP_MAC, addresses: both(UP), neighbours: vec![(Reach::Everyone, ROUTER_MAC)] },
-            Link { mac: DOWN_MAC, addresses: both(DOWN), neighbours: on_link.collect() },
-            Link { mac: POD_MAC, addresses: both(POD), neighbours: Vec::new() },
+            Link { mac: DOWN_MAC, addresses: both(DOWN), neighbours: neighbours(backend_mac, [0, 1]) },
+            Link { mac: POD_MAC, addresses: both(POD), neighbours: neighbours(pod_mac, [3, 4]) },
         ],
         snat_ports: SNAT_PORTS,
         answers_echo,
@@ -226,6 +225,13 @@ fn is_on_node(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.octets()[..3] == [10, 0, 2],
         IpAddr::V6(address) => address.segments()[..2] == [0xfd00, 2],
+    }
+}
+
+fn last_byte(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(address) => address.octets()[3],
+        IpAddr::V6(address) => address.octets()[15],
     }
 }
 
@@ -757,14 +763,10 @@ fn explained(outcome: &Outcome, given: &Packet, ran: &Ran) -> String {
 
 /// The addresses of a frame that comes in by a hook from this sender.
 fn frame(hook: Hook, from: IpAddr) -> ([u8; 6], [u8; 6]) {
-    let last = match from {
-        IpAddr::V4(address) => address.octets()[3],
-        IpAddr::V6(address) => address.octets()[15],
-    };
     match hook {
         Hook::Uplink(UPLINK) => (ROUTER_MAC, UP_MAC),
-        Hook::Uplink(_) => (backend_mac(last), DOWN_MAC),
-        Hook::Pod => ([2, 0, 0, 0, 2, last], POD_MAC),
+        Hook::Uplink(_) => (backend_mac(last_byte(from)), DOWN_MAC),
+        Hook::Pod => (pod_mac(last_byte(from)), POD_MAC),
         Hook::Egress | Hook::Own => (UP_MAC, ROUTER_MAC),
     }
 }

@@ -225,6 +225,8 @@ enum From {
     LeavingToPod,
     /// A process of the node has sent it, and it leaves towards the clients.
     Node,
+    /// The same, as one that stands for several: of so many bytes of payload each.
+    NodeAtOnce(u16),
 }
 
 /// What of the programs is run where there is a choice.
@@ -292,6 +294,11 @@ fn own(packet: &Packet) -> Given {
     Given(From::Node, packet.bytes())
 }
 
+/// `gso_size`: as the kernel has it of a packet that stands for several.
+fn own_at_once(packet: &Packet, gso_size: u16) -> Given {
+    Given(From::NodeAtOnce(gso_size), packet.bytes())
+}
+
 fn leaving_to_pod(packet: &Packet) -> Given {
     Given(From::LeavingToPod, packet.bytes())
 }
@@ -302,7 +309,7 @@ impl Row {
         match self.from {
             From::Clients | From::Backends if self.is_for_xdp_alone => &[Way::Xdp],
             From::Clients | From::Backends => &[Way::Xdp, Way::Tc],
-            From::Pods | From::Leaving | From::LeavingToPod | From::Node => &[Way::Tc],
+            From::Pods | From::Leaving | From::LeavingToPod | From::Node | From::NodeAtOnce(_) => &[Way::Tc],
         }
     }
 
@@ -397,10 +404,14 @@ fn run(datapath: &mut Datapath, from: From, way: Way, packet: &[u8]) -> (&'stati
         From::Clients => (uplink, Link::Up),
         From::Backends => (uplink, Link::Down),
         From::Pods => (Hook::TcPod, Link::Pod),
-        From::Leaving | From::Node => (Hook::TcEgress, Link::Up),
+        From::Leaving | From::Node | From::NodeAtOnce(_) => (Hook::TcEgress, Link::Up),
         From::LeavingToPod => (Hook::TcEgress, Link::Pod),
     };
-    let result = if from == From::Node { datapath.run_own(link, packet) } else { datapath.run(hook, link, packet) };
+    let result = match from {
+        From::Node => datapath.run_own(link, packet, 0),
+        From::NodeAtOnce(gso_size) => datapath.run_own(link, packet, gso_size),
+        _ => datapath.run(hook, link, packet),
+    };
     // XDP_DROP, XDP_PASS, XDP_TX and XDP_REDIRECT; TC_ACT_SHOT, TC_ACT_UNSPEC, TC_ACT_REDIRECT.
     let fate = match (hook == Hook::Xdp, result.action) {
         (true, 1) | (false, 2) => "dropped",

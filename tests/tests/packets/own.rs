@@ -1,14 +1,14 @@
 //! What processes of the node itself send where no hook of sockets sees to it: translated as it leaves, and the answers where they come in.
 
 use tests::{
-    datapath::{ROUTER_MAC, UP_MAC},
+    datapath::{DOWN_MAC, POD_MAC, ROUTER_MAC, UP_MAC, backend_mac, pod_mac},
     packet::{Packet, THEIR_MAC},
 };
 
 use super::{
     Expect, Family, Row, by_backend, by_pod,
     icmp::error,
-    leaving, own,
+    leaving, own, own_at_once,
     refusals::{answer, told_too_big},
     row,
 };
@@ -25,7 +25,17 @@ fn ask(f: Family, to: &str) -> Packet {
     (f.packet)(&f.up(), to)
 }
 
-/// Translated, and left to the kernel to send.
+/// From us to the backend on our link, as the frame looks there.
+fn to_backend(f: Family) -> Packet {
+    ask(f, f.backend).ethernet(DOWN_MAC, backend_mac(10))
+}
+
+/// From us to the pod, as the frame looks there.
+fn to_pod(f: Family) -> Packet {
+    ask(f, f.pod).ethernet(POD_MAC, pod_mac(10))
+}
+
+/// Translated and sent.
 fn sent(packet: &Packet) -> Expect {
     Expect::Sent("own", packet.bytes())
 }
@@ -37,24 +47,25 @@ fn handed(packet: &Packet) -> Expect {
 fn asks(f: Family) -> Vec<Row> {
     let syn = |to: &str| ask(f, to).tcp(4242, 80).syn();
     let pod = f.service(96, 70);
+    let chunks = || [&[1, 0, 0, 4][..], &[7; 2800]].concat();
     vec![
         row(
             "a connection leaves from a port of ours",
             own(&syn(f.vip)),
-            sent(&ask(f, f.backend).tcp(SNAT_PORT, 8080).syn()),
+            sent(&to_backend(f).tcp(SNAT_PORT, 8080).syn()),
         ),
         row(
             "and stays there",
             own(&ask(f, f.vip).tcp(4242, 80).ack().sequence(1001, 8).payload(b"data")),
-            sent(&ask(f, f.backend).tcp(SNAT_PORT, 8080).ack().sequence(1001, 8).payload(b"data")),
+            sent(&to_backend(f).tcp(SNAT_PORT, 8080).ack().sequence(1001, 8).payload(b"data")),
         )
         .after([own(&syn(f.vip)), by_backend(&reply(f).syn().ack().sequence(7, 1001))]),
-        row("by UDP", own(&ask(f, f.vip).udp(4242, 53)), sent(&ask(f, f.backend).udp(SNAT_PORT, 5353))),
-        row("to a pod", own(&syn(&pod)), sent(&ask(f, f.pod).tcp(SNAT_PORT, 8080).syn())),
+        row("by UDP", own(&ask(f, f.vip).udp(4242, 53)), sent(&to_backend(f).udp(SNAT_PORT, 5353))),
+        row("to a pod", own(&syn(&pod)), sent(&to_pod(f).tcp(SNAT_PORT, 8080).syn())),
         row(
             "whose TTL is its own business",
             own(&syn(&pod).ttl(1)),
-            sent(&ask(f, f.pod).tcp(SNAT_PORT, 8080).syn().ttl(1)),
+            sent(&to_pod(f).tcp(SNAT_PORT, 8080).syn().ttl(1)),
         ),
         row(
             "of a neighbour that the kernel finds",
@@ -64,23 +75,29 @@ fn asks(f: Family) -> Vec<Row> {
         row(
             "by SCTP from its own port",
             own(&ask(f, &f.service(96, 80)).sctp(4242, 90, 1)),
-            sent(&ask(f, f.backend).sctp(4242, 90, 1)),
+            sent(&to_backend(f).sctp(4242, 90, 1)),
+        ),
+        row(
+            "several at once, none of which is too big",
+            own_at_once(&ask(f, f.vip).udp(4242, 53).payload(&[7; 2800]), 1400),
+            sent(&to_backend(f).udp(SNAT_PORT, 5353).payload(&[7; 2800])),
+        ),
+        row(
+            "which SCTP has cut as it likes (GSO_BY_FRAGS)",
+            own_at_once(&ask(f, &f.service(96, 80)).sctp(4242, 90, 1).payload(&chunks()), 0xFFFF),
+            sent(&to_backend(f).sctp(4242, 90, 1).payload(&chunks())),
         ),
         row(
             "to a NodePort",
             own(&ask(f, &f.down()).tcp(4242, 30093).syn()),
-            sent(&ask(f, f.backend).tcp(SNAT_PORT, 8080).syn()),
+            sent(&to_backend(f).tcp(SNAT_PORT, 8080).syn()),
         ),
         row(
             "policy Local is for those outside",
             own(&syn(&f.service(97, 91))),
-            sent(&ask(f, f.backend).tcp(SNAT_PORT, 8080).syn()),
+            sent(&to_backend(f).tcp(SNAT_PORT, 8080).syn()),
         ),
-        row(
-            "and so are source ranges",
-            own(&syn(&f.service(97, 93))),
-            sent(&ask(f, f.backend).tcp(SNAT_PORT, 8080).syn()),
-        ),
+        row("and so are source ranges", own(&syn(&f.service(97, 93))), sent(&to_backend(f).tcp(SNAT_PORT, 8080).syn())),
         row(
             "two to one backend need two ports",
             own(&ask(f, f.vip).tcp(4243, 80).syn()),
@@ -156,6 +173,7 @@ fn is_refused(f: Family) -> Vec<Row> {
             Expect::Sent("refused-wrong-port", reset(f.vip, 81).bytes()),
         ),
         row("too big for the way", own(&too_big()), told_too_big(f, &f.up(), &too_big())),
+        row("each of several", own_at_once(&too_big(), 1473), told_too_big(f, &f.up(), &too_big())),
         row(
             "internal policy Local",
             own(&ask(f, &f.service(96, 92)).tcp(4242, 80).syn()),

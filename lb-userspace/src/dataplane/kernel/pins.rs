@@ -13,6 +13,7 @@ mod place;
 use std::{
     fs::{self, File},
     io::{self, ErrorKind},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -82,6 +83,11 @@ pub enum PinsError {
 }
 
 impl PinsError {
+    /// Whether a directory is not there.
+    fn is_missing(&self) -> bool {
+        matches!(self, Self::Refused { source, .. } if source.kind() == ErrorKind::NotFound)
+    }
+
     /// Whether it may pass without anybody starting the agent another way.
     pub fn may_pass(&self) -> bool {
         matches!(self, Self::Refused { source, .. } if matches!(source.kind(), ErrorKind::ReadOnlyFilesystem | ErrorKind::StorageFull | ErrorKind::OutOfMemory))
@@ -110,22 +116,15 @@ impl Pins {
         if let Some(other) = layouts.filter(|it| *it != directory).find(|it| it.exists()) {
             return Err(PinsError::OtherLayout(shown(&other)));
         }
-        loop {
-            for directory in ["maps", "programs", "links"].map(|it| directory.join(it)) {
-                fs::create_dir_all(&directory).map_err(refused("make", &directory))?;
-            }
-            let turn = match lock_soon(&directory) {
-                Err(PinsError::Refused { source, .. }) if source.kind() == ErrorKind::NotFound => continue,
-                turn => turn?,
-            };
-            // Until it was locked, another agent could take it for what is left of a namespace that is gone.
-            if directory.join("links").exists() {
-                let pins = Self { directory, _turn: turn };
-                pins.check_writable()?;
-                sweep(&root, &namespace);
-                return Ok(pins);
-            }
+        let turn = make_and_lock(&directory)?;
+        // Not before: until it was locked, another agent could take it for what is left of a namespace that is gone.
+        for part in ["maps", "programs", "links"].map(|it| directory.join(it)) {
+            fs::create_dir_all(&part).map_err(refused("make", &part))?;
         }
+        let pins = Self { directory, _turn: turn };
+        pins.check_writable()?;
+        sweep(&root, &namespace);
+        Ok(pins)
     }
 
     /// The directory that holds all of them.
@@ -207,7 +206,11 @@ pub fn remove_pins(bpffs: &Path) -> Result<bool, PinsError> {
     sweep(&root, &namespace);
     let mut found = false;
     for directory in entries(&root).map(|version| root.join(version).join(&namespace)).filter(|it| it.exists()) {
-        let _turn = lock_soon(&directory)?;
+        let _turn = match lock_soon(&directory) {
+            // Another agent has swept it away.
+            Err(error) if error.is_missing() => continue,
+            turn => turn?,
+        };
         remove(&directory)?;
         found = true;
     }
@@ -277,6 +280,26 @@ fn lock_soon(directory: &Path) -> Result<Flock<File>, PinsError> {
             turn => return turn,
         }
     }
+}
+
+/// Makes a directory and locks it: the one that is there then, as those who sweep may remove it until it is locked.
+fn make_and_lock(directory: &Path) -> Result<Flock<File>, PinsError> {
+    let deadline = Instant::now() + SWEEP;
+    loop {
+        let made = fs::create_dir_all(directory).map_err(refused("make", directory));
+        match made.and_then(|()| lock_soon(directory)) {
+            Ok(turn) if is_at(&turn, directory) => return Ok(turn),
+            Err(error) if !error.is_missing() || Instant::now() > deadline => return Err(error),
+            _ => {}
+        }
+    }
+}
+
+/// Whether an open directory is the one at this path.
+fn is_at(open: &File, path: &Path) -> bool {
+    let number = |of: fs::Metadata| (of.dev(), of.ino());
+    let (open, at) = (open.metadata().map(number), fs::metadata(path).map(number));
+    open.is_ok_and(|open| at.is_ok_and(|at| open == at))
 }
 
 fn lock(directory: &Path) -> Result<Flock<File>, PinsError> {

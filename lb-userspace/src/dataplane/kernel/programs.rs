@@ -51,18 +51,39 @@ impl Hook {
     }
 
     /// What a test run tells the kernel of a packet of so many bytes at this interface: the beginning of the program's
-    /// context, as `BPF_PROG_TEST_RUN` takes it. `is_own`: a process of the node has sent it, so that it came in by no interface.
-    pub fn context(self, length: u32, interface: u32, is_own: bool) -> Vec<u8> {
-        let ingress = if is_own { 0 } else { interface };
-        let words: &[u32] = match self {
+    /// context, as `BPF_PROG_TEST_RUN` takes it.
+    pub fn context(self, length: u32, interface: u32, origin: Origin) -> Vec<u8> {
+        let (ingress, gso_size) = match origin {
+            Origin::Received => (interface, 0),
+            Origin::Own { gso_size } => (0, gso_size),
+        };
+        let mut words = if self == Self::Xdp {
             // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-            Self::Xdp => &[0, length, 0, ingress, 0, 0],
+            vec![0, length, 0, ingress, 0, 0]
+        } else {
             // The beginning of `struct __sk_buff`: nine words, of which the kernel wants all but the mark to be zero
             // (`convert___skb_to_skb` in `net/bpf/test_run.c`), then ingress_ifindex and ifindex.
-            _ => &[0, 0, 0, 0, 0, 0, 0, 0, 0, ingress, interface],
+            vec![0, 0, 0, 0, 0, 0, 0, 0, 0, ingress, interface]
         };
+        if gso_size != 0 {
+            // Its last word.
+            words.resize(44, 0);
+            words.push(u32::from(gso_size));
+        }
         words.iter().flat_map(|word| word.to_ne_bytes()).collect()
     }
+}
+
+/// Where the packet of a test run is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It came in by the interface, or by another one where it leaves.
+    Received,
+    /// A process of the node has sent it: it came in by no interface.
+    Own {
+        /// How many bytes of payload each of the packets has that it stands for (`skb_shared_info.gso_size`); 0: it stands for itself.
+        gso_size: u16,
+    },
 }
 
 /// The program arrays by which programs of one kind hand packets on, with what the names of such programs begin with.
@@ -183,17 +204,8 @@ impl Runner {
 
     /// Runs the program on a packet, as if it came in by an interface of this network namespace, or left by it where
     /// the hook is at egress. Flows and counters change as they would; nothing is sent.
-    pub fn run(&mut self, packet: &[u8], interface: u32) -> Result<TestRun, DataplaneError> {
-        self.run_as(packet, interface, false)
-    }
-
-    /// The same, as if a process of the node had sent the packet.
-    pub fn run_own(&mut self, packet: &[u8], interface: u32) -> Result<TestRun, DataplaneError> {
-        self.run_as(packet, interface, true)
-    }
-
-    fn run_as(&mut self, packet: &[u8], interface: u32, is_own: bool) -> Result<TestRun, DataplaneError> {
-        let context = self.hook.context(u32::try_from(packet.len()).unwrap_or(u32::MAX), interface, is_own);
+    pub fn run(&mut self, packet: &[u8], interface: u32, origin: Origin) -> Result<TestRun, DataplaneError> {
+        let context = self.hook.context(u32::try_from(packet.len()).unwrap_or(u32::MAX), interface, origin);
         let mut out = vec![0; packet.len() + GROWTH];
         let options = TestRunOptions {
             data_in: Some(packet),

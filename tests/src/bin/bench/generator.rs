@@ -7,7 +7,7 @@ use aya::{
     programs::{Program, ProgramError, ProgramFd, TestRun as _},
 };
 use lb_common::generator::{LENGTH, Traffic};
-use lb_userspace::dataplane::kernel::Hook;
+use lb_userspace::dataplane::kernel::{Hook, Origin};
 use tests::datapath::{Datapath, Link};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/wharf-generator"));
@@ -102,7 +102,7 @@ impl Generator {
     /// Sends so many packets; gives ns a packet, the generator's own time included.
     fn send(&mut self, hook: Hook, traffic: &Traffic, packets: u32) -> Result<f64> {
         self.traffic.set(0, traffic, 0)?;
-        let context = hook.context(LENGTH as u32, self.interface, false);
+        let context = hook.context(LENGTH as u32, self.interface, Origin::Received);
         let options = TestRunOptions {
             data_in: Some(&[0; LENGTH]),
             ctx_in: Some(&context),

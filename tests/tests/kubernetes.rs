@@ -196,14 +196,19 @@ fn load_balancers_are_told_whether_this_node_has_endpoints() {
         Some((status, body, Some(n.to_string())))
     };
     eventually("none", || health(lb, &url) == expected(503, 0));
-    let slice = || slice("default", "web-v4").of("web").port("http", TARGET_PORT).port("https", 8443);
+    let of_web = |name| slice("default", name).of("web").port("http", TARGET_PORT).port("https", 8443);
+    let slice = || of_web("web-v4");
     world.server.apply(slice().endpoint("10.9.0.1").on("here").endpoint("10.9.0.2").on("there"));
     eventually("one", || health(lb, &url) == expected(200, 1));
     world.server.apply(slice().endpoint("10.9.0.1").on("here").endpoint("10.9.0.3").on("here"));
     eventually("two", || health(lb, &url) == expected(200, 2));
+    let over_v6 = format!("http://[{}]:30099/", lb.v6());
+    assert_eq!(health(lb, &over_v6), expected(503, 0), "each family has endpoints of its own");
+    world.server.apply(of_web("web-v6").endpoint("fd00:9::1").on("here").endpoint("fd00:9::2").on("there"));
+    eventually("one", || health(lb, &over_v6) == expected(200, 1));
+    assert_eq!(health(lb, &url), expected(200, 2));
     world.server.apply(slice().endpoint("10.9.0.1").on("here").terminating(true));
     eventually("none that is ready", || health(lb, &url) == expected(503, 0));
-    assert_eq!(health(lb, &format!("http://[{}]:30099/", lb.v6())), expected(503, 0));
     world.server.apply(balanced().set("spec.externalTrafficPolicy", json!("Cluster")));
     eventually("nobody listens any more", || lb.http(&url).is_err());
     // The node itself.

@@ -28,6 +28,8 @@ pub enum Request {
     ServiceHealth {
         /// The port.
         port: u16,
+        /// The family in which they ask, and of whose endpoints they are told.
+        family: IpFamily,
     },
     /// Whether the maps say what they should.
     Verify {

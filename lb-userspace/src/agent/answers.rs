@@ -9,7 +9,7 @@ use crate::{
         Response, ServiceHealthReport, ServiceReport, StatusReport, TableReport, VerifyReport,
     },
     dataplane::{DataplaneError, tables::Drift},
-    model::{Endpoint, TrafficPolicy},
+    model::{Endpoint, IpFamily, TrafficPolicy},
     plan::plan,
     policy,
 };
@@ -29,7 +29,7 @@ impl Agent {
                 Response::Metrics(self.metrics.text(&self.status()?, &decision))
             }
             Request::Health { probe } => Response::Health(self.health(probe)),
-            Request::ServiceHealth { port } => self.service_health(port).map_or_else(
+            Request::ServiceHealth { port, family } => self.service_health(port, family).map_or_else(
                 || Response::Error(format!("no service has its health told on port {port}")),
                 Response::ServiceHealth,
             ),
@@ -131,10 +131,11 @@ impl Agent {
 
     /// What a load balancer that asks on a port is told, if it is to ask there (Kubernetes, `LocalReadyEndpoints` in
     /// `pkg/proxy/endpointschangetracker.go`).
-    fn service_health(&self, port: u16) -> Option<ServiceHealthReport> {
+    fn service_health(&self, port: u16, family: IpFamily) -> Option<ServiceHealthReport> {
         let desired = self.desired()?;
         let name = desired.health_checks().get(&port)?;
-        let endpoints = desired.ports_of(name).flat_map(|(_, service)| &service.endpoints);
+        let ports = desired.ports_of(name).filter(|(port, _)| port.family == family);
+        let endpoints = ports.flat_map(|(_, service)| &service.endpoints);
         let is_here = |&(address, endpoint): &(&SocketAddr, &Endpoint)| {
             endpoint.conditions.ready && self.node.has_endpoint(address.ip(), endpoint.node.as_deref())
         };

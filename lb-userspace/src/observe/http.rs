@@ -11,7 +11,7 @@ use std::{
 };
 
 use axum::{
-    Router,
+    Extension, Router,
     extract::State,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
@@ -32,9 +32,12 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use crate::admin::{
-    report::{self, Probe, Request},
-    server::Query,
+use crate::{
+    admin::{
+        report::{self, Probe, Request},
+        server::Query,
+    },
+    model::IpFamily,
 };
 
 /// Where metrics are unless said otherwise: kube-proxy's place.
@@ -179,8 +182,14 @@ pub fn any(port: u16) -> Listen {
 }
 
 /// As kube-proxy answers (Kubernetes, `pkg/proxy/healthcheck/service_health.go`).
-async fn service_health(State((port, queries)): State<(u16, mpsc::Sender<Query>)>) -> Response {
-    let report = match Query::ask(Request::ServiceHealth { port }, &queries).await {
+///
+/// There each family has a proxy of its own, which knows of its own endpoints only.
+async fn service_health(
+    State((port, queries)): State<(u16, mpsc::Sender<Query>)>,
+    Extension(peer): Extension<SocketAddr>,
+) -> Response {
+    let family = IpFamily::of(peer.ip().to_canonical());
+    let report = match Query::ask(Request::ServiceHealth { port, family }, &queries).await {
         report::Response::ServiceHealth(report) => report,
         other => return unavailable(&other),
     };
@@ -263,8 +272,8 @@ async fn serve(what: &str, flag: &str, at: Listen, router: Router) {
         // Never closed.
         let permit = Arc::clone(&connections).acquire_owned().await;
         match listener.accept().await {
-            Ok((stream, _)) => {
-                let router = router.clone();
+            Ok((stream, peer)) => {
+                let router = router.clone().layer(Extension(peer));
                 tokio::spawn(async move {
                     converse(stream, router).await;
                     drop(permit);

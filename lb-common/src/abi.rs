@@ -224,10 +224,10 @@ abi! {
         pub destination: MacAddr,
         /// Our Ethernet address there.
         pub source: MacAddr,
-        /// The largest IP packet, in bytes, that goes this way.
+        /// The largest IP packet, in bytes, that goes this way; zero: not known, and the stack alone sends this way.
         pub mtu: u16,
-        /// Zero.
-        pub _pad: u16,
+        /// Not zero: the stack alone sends this way.
+        pub is_by_stack: u16,
     }
 }
 
@@ -613,7 +613,7 @@ impl Hop {
         destination: MacAddr([0; 6]),
         source: MacAddr([0; 6]),
         mtu: 0,
-        _pad: 0,
+        is_by_stack: 0,
     };
 
     /// Makes this that of packets that the stack takes further.

@@ -97,7 +97,7 @@ pub(crate) fn way<P: Packet, A: Address>(
         (Way::Back, PassReason::RoutedByStack)
     } else if hop.epoch != epoch {
         (Way::Stack, PassReason::NeighbourUnresolved)
-    } else if hop.mtu == 0 || is_tagged {
+    } else if hop.mtu == 0 || hop.is_by_stack != 0 || is_tagged {
         (Way::Stack, PassReason::RoutedByStack)
     } else {
         (Way::Wire, PassReason::RoutedByStack)
@@ -180,12 +180,13 @@ pub(crate) fn lookup<P: Packet, F: FamilyMaps>(
             // SAFETY: Both variants are 16 bits; the kernel wrote this one.
             let mtu = unsafe { params.__bindgen_anon_1.mtu_result };
             // Below what IPv4 demands (RFC 791) it is the rest of a number that was too large for 16 bits.
-            let may_send = is_own || maps::is_attached(hop.interface);
-            hop.mtu = if mtu >= MTU_MIN && may_send { mtu } else { 0 };
+            hop.is_by_stack = u16::from(!is_own && !maps::is_attached(hop.interface));
+            hop.mtu = if mtu >= MTU_MIN { mtu } else { 0 };
             Ok(())
         }
         BPF_FIB_LKUP_RET_NO_NEIGH => {
             hop.interface = IfIndex(params.ifindex);
+            hop.mtu = 0;
             Ok(())
         }
         BPF_FIB_LKUP_RET_UNSUPP_LWT => {

@@ -132,6 +132,13 @@ pub(crate) fn open<P: Packet, F: FamilyMaps>(
         if !maps::is_met_at(if interface == IfIndex(0) { IfIndex::LOOPBACK } else { interface }) {
             return Err(DropReason::ReplyUnseen.into());
         }
+        // The process's is one for the way to the service, on which the backend need not be.
+        if interface != IfIndex(0)
+            && let Ok(address) = source::<P, F>(packet, &workspace.flow)
+        {
+            workspace.peer_key.destination = address;
+            workspace.flow.leave_from(address);
+        }
     } else if flags & Flow::<F::Address>::ON_NODE == 0 {
         classify::lives_on(segment, Direction::Request)?;
         // The way out is asked for first: our address depends on it, and a packet that can't leave makes no entry.

@@ -147,7 +147,8 @@ fn forward<P: Packet, F: Ip>(
 ) -> Result<Verdict, Verdict> {
     fragment::remember::<F>(segment, moment);
     let (mut way, reason) = emit::way(packet, segment, flow, moment.epoch);
-    if matches!(way, Way::Wire | Way::Neighbour) && !emit::fits(packet, segment, &flow.hop) {
+    if matches!(way, Way::Wire | Way::Neighbour | Way::Stack) && !emit::fits(packet, segment, &flow.hop) {
+        // The stack would tell the source that the packet has once it is translated: us.
         if segment.dont_fragment {
             return Err(answer::too_big(segment, flow.hop.mtu));
         }

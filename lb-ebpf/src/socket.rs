@@ -14,6 +14,10 @@ const CURRENT_NETNS: u64 = u64::MAX;
 /// Whether packets with this tuple are for a socket of the host: a connection, or one that listens.
 #[inline(always)]
 pub(crate) fn has_tuple<P: Packet, F: FamilyMaps>(packet: &P, key: &FlowKey<F::Address>) -> bool {
+    // The kernel looks up no other sockets.
+    if key.proto == IpProto::SCTP {
+        return false;
+    }
     // `struct bpf_sock_tuple` is the beginning of a flow's key: both addresses, then both ports, in network order.
     let tuple = (&raw const *key).cast::<bpf_sock_tuple>().cast_mut();
     let size = 2 * (size_of::<F::Address>() as u32 + size_of::<u16>() as u32);

@@ -5,10 +5,11 @@
 //! ```text
 //!     clients, by the router 10.0.0.2 ── up0 │ wharf │ down0 ── backends 10.0.1.10 … 10.0.1.29
 //!                                            │       │ pod0 ─── pods 10.0.2.10 … 10.0.2.29
+//!                                            │       │ side0 ── backend 10.0.3.10
 //! ```
 //! What goes back to where it came from leaves by `XDP_TX`, what goes on to a backend is redirected. Backends of 10.2.0.0/16 and
 //! `fd00:b::/64` are behind the router, too: they are reached by `XDP_TX`. Nothing is known of 10.0.1.99 and `fd00:1::99`,
-//! and to 203.0.113.0/24 and `2001:db8:dead::/48` there is no route. The node is called `here`, and pods are on it.
+//! and to 203.0.113.0/24 and `2001:db8:dead::/48` there is no route. By side0, which is narrower than the others, the stack alone sends. The node is called `here`, and pods are on it.
 
 use std::{
     collections::BTreeMap,
@@ -318,6 +319,13 @@ fn lay_network(namespace: &NetNs) {
          link add pod0 address {} type veth peer name pod1
          link set pod0 up
          link set pod1 up
+         link add side0 mtu 1400 type veth peer name side1
+         link set side0 up
+         link set side1 up
+         addr add 10.0.3.1/24 dev side0
+         addr add fd00:3::1/64 dev side0 nodad
+         neigh add 10.0.3.10 lladdr {router} dev side0 nud permanent
+         neigh add fd00:3::a lladdr {router} dev side0 nud permanent
          addr add {}/24 dev pod0
          addr add {}/64 dev pod0 nodad
          addr add {}/24 dev up0

@@ -523,8 +523,8 @@ impl Reference {
     /// The addresses that a backend may see as its client's.
     fn sources(&self, way: Way, client: IpAddr, backend: IpAddr) -> Vec<IpAddr> {
         let mut ours = match way {
-            Way::Stack | Way::Own => return vec![client],
-            Way::Hairpin => self.settings.addresses(),
+            Way::Stack => return vec![client],
+            Way::Hairpin | Way::Own => self.settings.addresses(),
             Way::Forwarded => match self.settings.way_to(backend) {
                 Some((link, _)) => self.settings.links[link].addresses.clone(),
                 None => Vec::new(),

@@ -22,7 +22,7 @@ const TX: u32 = 3;
 fn services(backends: &str) -> String {
     format!(
         "services:\n  - name: web\n    addresses: [10.96.0.10]\n    ports: [{{ name: tcp, port: 80 }}, \
-         {{ name: udp, port: 80, protocol: UDP }}]\n    backends: [{backends}]\n"
+         {{ name: udp, port: 80, protocol: UDP }}, {{ name: sctp, port: 90, protocol: SCTP }}]\n    backends: [{backends}]\n"
     )
 }
 
@@ -613,5 +613,8 @@ fn the_ports_of_the_hosts_own_sockets_stay_theirs() {
         assert_ne!(port, 4243, "a socket of the host listens there");
         assert_eq!(send(datapath, &syn("192.0.2.7", 4242)).1, 4242, "by TCP it is free");
         assert_eq!(send(datapath, &datagram("192.0.2.7", 4243)).1, 4243, "by UDP it is free");
+        let _any = std::net::UdpSocket::bind("0.0.0.0:4244").expect("the port is free");
+        let init = Packet::v4("192.0.2.7", "10.96.0.10").sctp(4244, 90, 1).bytes();
+        assert_eq!(send(datapath, &init).1, 4244, "by SCTP it is free");
     });
 }

@@ -20,7 +20,7 @@ use std::{
 
 use lb_userspace::dataplane::{Sizes, kernel::Hook};
 use tests::{
-    datapath::{DOWN, DOWN_MAC, Datapath, Link, ROUTER_MAC, UP, UP_MAC, backend_mac, with_datapath},
+    datapath::{DOWN, DOWN_MAC, Datapath, Link, POD, ROUTER_MAC, UP, UP_MAC, backend_mac, with_datapath},
     packet::{Packet, assert_packets_equal, describe, verify_checksums},
 };
 
@@ -63,6 +63,10 @@ services:
     addresses: [10.96.0.50, "fd00:96::50"]
     ports: [{ name: tcp, port: 80 }, { name: udp, port: 80, protocol: UDP }]
     backends: [10.0.1.99, "fd00:1::99"]
+  - name: by-the-stack
+    addresses: [10.96.0.51, "fd00:96::51"]
+    ports: [{ port: 53, targetPort: 5353, protocol: UDP }]
+    backends: [10.0.3.10, "fd00:3::a"]
   - name: here
     addresses: [10.96.0.60, "fd00:96::60"]
     ports: [{ port: 80 }]
@@ -206,6 +210,10 @@ impl Family {
 
     fn down(&self) -> String {
         if self.name == "IPv4" { DOWN.0.to_string() } else { DOWN.1.to_string() }
+    }
+
+    fn pod_side(&self) -> String {
+        if self.name == "IPv4" { POD.0.to_string() } else { POD.1.to_string() }
     }
 
     fn up(&self) -> String {

@@ -25,9 +25,9 @@ fn ask(f: Family, to: &str) -> Packet {
     (f.packet)(&f.up(), to)
 }
 
-/// From us to the backend on our link, as the frame looks there.
+/// From us to the backend on our link, as the frame looks there: from our address on that link.
 fn to_backend(f: Family) -> Packet {
-    ask(f, f.backend).ethernet(DOWN_MAC, backend_mac(10))
+    (f.packet)(&f.down(), f.backend).ethernet(DOWN_MAC, backend_mac(10))
 }
 
 /// From us to the pod, as the frame looks there.
@@ -61,6 +61,11 @@ fn asks(f: Family) -> Vec<Row> {
         )
         .after([own(&syn(f.vip)), by_backend(&reply(f).syn().ack().sequence(7, 1001))]),
         row("by UDP", own(&ask(f, f.vip).udp(4242, 53)), sent(&to_backend(f).udp(SNAT_PORT, 5353))),
+        row(
+            "from whatever address",
+            own(&(f.packet)(&f.pod_side(), f.vip).tcp(4242, 80).syn()),
+            sent(&to_backend(f).tcp(SNAT_PORT, 8080).syn()),
+        ),
         row("to a pod", own(&syn(&pod)), sent(&to_pod(f).tcp(SNAT_PORT, 8080).syn())),
         row(
             "whose TTL is its own business",
@@ -70,7 +75,7 @@ fn asks(f: Family) -> Vec<Row> {
         row(
             "of a neighbour that the kernel finds",
             own(&syn(f.unresolved_vip)),
-            sent(&ask(f, f.unresolved_backend).tcp(SNAT_PORT, 80).syn()),
+            sent(&(f.packet)(&f.down(), f.unresolved_backend).tcp(SNAT_PORT, 80).syn()),
         ),
         row(
             "by SCTP from its own port",
@@ -109,13 +114,12 @@ fn asks(f: Family) -> Vec<Row> {
 
 /// What the backend answers to the first of them.
 fn reply(f: Family) -> Packet {
-    (f.packet)(f.backend, &f.up()).tcp(8080, SNAT_PORT)
+    (f.packet)(f.backend, &f.down()).tcp(8080, SNAT_PORT)
 }
 
 fn is_answered(f: Family) -> Vec<Row> {
     let syn = |to: &str| own(&ask(f, to).tcp(4242, 80).syn());
     let from_service = |vip: &str| (f.packet)(vip, &f.up()).tcp(80, 4242).syn().ack();
-    let error = |from: &str, about: &Packet| error(f, from, &f.up(), about, f.header + 8);
     vec![
         row(
             "the answer is the service's where it comes in",
@@ -131,8 +135,8 @@ fn is_answered(f: Family) -> Vec<Row> {
         .after([syn(&f.service(96, 70))]),
         row(
             "an error about a request, too",
-            error(f.client, &ask(f, f.backend).tcp(SNAT_PORT, 8080).syn()),
-            handed(&error(f.vip, &ask(f, f.vip).tcp(4242, 80).syn())),
+            error(f, f.client, &f.down(), &to_backend(f).tcp(SNAT_PORT, 8080).syn(), f.header + 8),
+            handed(&error(f, f.vip, &f.up(), &ask(f, f.vip).tcp(4242, 80).syn(), f.header + 8)),
         )
         .after([syn(f.vip)]),
         row("its sender can't be someone outside", ask(f, f.vip).tcp(4242, 80).ack(), Expect::Passed("not-service"))
@@ -172,8 +176,8 @@ fn is_refused(f: Family) -> Vec<Row> {
             own(&ask(f, f.vip).tcp(4242, 81).syn()),
             Expect::Sent("refused-wrong-port", reset(f.vip, 81).bytes()),
         ),
-        row("too big for the way", own(&too_big()), told_too_big(f, &f.up(), &too_big())),
-        row("each of several", own_at_once(&too_big(), 1473), told_too_big(f, &f.up(), &too_big())),
+        row("too big for the way", own(&too_big()), told_too_big(f, f.vip, &f.up(), &too_big(), 1500)),
+        row("each of several", own_at_once(&too_big(), 1473), told_too_big(f, f.vip, &f.up(), &too_big(), 1500)),
         row(
             "internal policy Local",
             own(&ask(f, &f.service(96, 92)).tcp(4242, 80).syn()),

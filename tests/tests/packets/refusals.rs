@@ -13,10 +13,11 @@ pub(super) fn answer(f: Family, from: &str, to: &str) -> Packet {
     (f.packet)(from, to).ethernet(OUR_MAC, THEIR_MAC)
 }
 
-/// The sender of a packet to a service is told that it may not be larger than 1,500 bytes.
-pub(super) fn told_too_big(f: Family, to: &str, about: &Packet) -> Expect {
+/// A service tells the sender of a packet that it may not be larger than so many bytes.
+pub(super) fn told_too_big(f: Family, from: &str, to: &str, about: &Packet, mtu: u16) -> Expect {
     let (kind, code) = if f.name == "IPv4" { (3, 4) } else { (2, 0) };
-    let answer = answer(f, f.vip, to).icmp(kind, code, [0, 0, 5, 220]).payload(&about.quote(200));
+    let [high, low] = mtu.to_be_bytes();
+    let answer = answer(f, from, to).icmp(kind, code, [0, 0, high, low]).payload(&about.quote(200));
     Expect::Sent("answered-too-big", answer.bytes())
 }
 
@@ -153,11 +154,20 @@ fn refused(f: Family) -> Vec<Row> {
 fn too_big(f: Family) -> Vec<Row> {
     let size = if f.name == "IPv4" { 1473 } else { 1453 };
     let big = || f.ask(f.vip).udp(4242, 53).payload(&vec![7; size]);
-    let told = |about: &Packet| told_too_big(f, f.client, about);
+    let told = |about: &Packet| told_too_big(f, f.vip, f.client, about, 1500);
+    let by_stack = f.service(96, 51);
+    let narrow = |size| f.ask(&by_stack).udp(4242, 53).payload(&vec![7; size]);
+    let handed = (f.packet)(&f.up(), if f.name == "IPv4" { "10.0.3.10" } else { "fd00:3::a" }).udp(4242, 5353);
     let segment = || f.ask(f.vip).tcp(4242, 80).ack().payload(&vec![7; size]);
     vec![
         row("larger than the way out takes: the sender is told", big(), told(&big())),
         row("and in a flow", big(), told(&big())).after([f.ask(f.vip).udp(4242, 53).into()]),
+        row("what the stack can send, it does", narrow(0), Expect::Handed("routed-by-stack", handed.bytes())),
+        row(
+            "and what it can't, it would tell us",
+            narrow(1373),
+            told_too_big(f, &by_stack, f.client, &narrow(1373), 1400),
+        ),
         row("by TCP likewise", segment(), told(&segment())).after([f.ask(f.vip).tcp(4242, 80).syn().into()]),
     ]
 }

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use lb_common::net::IfIndex;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc::{self, error::TrySendError},
@@ -520,9 +521,13 @@ impl Agent {
         kernel.begin_epoch();
     }
 
+    /// Has neighbours confirmed that our programs send to: by uplinks, and where they balance what the node itself sends, by all
+    /// interfaces that they meet packets at.
     async fn confirm_neighbours(&self) {
         let addresses = self.tables.dataplane().addresses();
-        self.network.confirm_neighbours(|interface| addresses.contains_key(&interface)).await;
+        let sends_by_all = addresses.contains_key(&IfIndex::LOOPBACK.0);
+        let sends_by = |it: &Addresses| sends_by_all || *it != Addresses::default();
+        self.network.confirm_neighbours(|interface| addresses.get(&interface).is_some_and(sends_by)).await;
     }
 
     fn note_kube_proxies(&mut self, ids: Vec<u32>) {

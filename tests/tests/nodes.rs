@@ -152,6 +152,11 @@ fn a_process_of_the_node_is_balanced_by_what_it_sends() {
             let straight = node.tcp((backend, TARGET_PORT)).unwrap();
             assert_eq!([by_service.backend(), straight.backend()], [remote.name(); 2]);
         }
+        // A process that asks there has that address, to which the other node knows no way.
+        let unknown = SocketAddr::from(([198, 51, 100, 77], node_port(REMOTE)));
+        node.namespace().ip(&format!("addr add {}/32 dev lo", unknown.ip()));
+        let answers = || node.tcp(unknown).is_ok_and(|connection| connection.backend() == remote.name());
+        eventually("the new address has node ports", answers);
         for service in [LOCAL, REMOTE, HOST] {
             let tally = node.get_many((cluster_ips(service)[0], PORT), 300, 8);
             assert_eq!(

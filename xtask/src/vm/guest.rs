@@ -48,15 +48,26 @@ struct Guest {
 /// QEMU's is a thread, and one that translates just then what another one writes may keep what was there before.
 const STALE_BREAKPOINT: &str = "int3: 0000 [#1]";
 
+/// How many guests of a job may die of that.
+const FAULTS: usize = 5;
+
 /// Boots a guest, prints what its job prints, and tells how that ended. All that belongs to the guest is in `folder`, and stays there
-/// until the next one. Where it ends by a fault of the emulator's, there is a second one.
+/// until the next one. Where it ends by a fault of the emulator's, another one does the rest.
 pub(super) fn run(kernel: &Unpacked, folder: &Path, job: &Job, limit: Duration) -> Result<Outcome> {
-    let outcome = run_once(kernel, folder, job, limit)?;
-    if outcome.is_whole || !serial(folder)?.contains(STALE_BREAKPOINT) {
-        return Ok(outcome);
+    let mut done = Vec::new();
+    let mut faults = 0;
+    loop {
+        let mut outcome = run_once(kernel, folder, &job.rest(&done), limit)?;
+        done.append(&mut outcome.parts);
+        let is_fault = !outcome.is_whole && serial(folder)?.contains(STALE_BREAKPOINT);
+        if !is_fault || faults == FAULTS {
+            return Ok(Outcome { parts: done, ..outcome });
+        }
+        faults += 1;
+        println!(
+            "the guest died of a breakpoint that its kernel had removed: a fault of QEMU's. Another one does the rest"
+        );
     }
-    println!("the guest died of a breakpoint that its kernel had removed: a fault of QEMU's. Once more");
-    run_once(kernel, folder, job, limit)
 }
 
 /// What the guest has written to its serial line.

@@ -90,6 +90,14 @@ impl Job {
         );
     }
 
+    /// What of it is left when these parts have ended.
+    pub(super) fn rest(&self, done: &[Part]) -> Self {
+        let is_done = |line: &str| done.iter().any(|part| line.starts_with(&format!("part {} ", quoted(&part.name))));
+        let parts =
+            self.parts.lines().filter(|line| !is_done(line)).fold(String::new(), |parts, line| parts + line + "\n");
+        Self { is_by_systemd: self.is_by_systemd, links: self.links.clone(), parts }
+    }
+
     /// Lays it into the folder that the guest shares with the host.
     pub(super) fn write(&self, shared: &Path) -> Result<()> {
         fs::write(shared.join("first"), if self.is_by_systemd { BY_SYSTEMD } else { AS_FIRST })?;
@@ -138,6 +146,19 @@ mod tests {
             let said = Command::new("sh").args(["-c", &format!("printf %s {}", quoted(word))]).output().unwrap().stdout;
             assert_eq!(String::from_utf8(said).unwrap(), word);
         }
+    }
+
+    #[test]
+    fn the_rest_of_a_job_is_what_has_not_ended_in_the_same_place() {
+        let mut job = Job::as_first();
+        job.set("A", "1");
+        for name in ["one", "two"] {
+            job.part(name, Duration::from_secs(9), &["true"]);
+        }
+        let ended = |name: &str| Part { name: name.to_owned(), is_good: false, seconds: 1 };
+        assert_eq!(job.rest(&[]).parts, job.parts);
+        assert_eq!(job.rest(&[ended("one")]).parts, "export A='1'\npart 'two' timeout --kill-after=5 9 'true'\n");
+        assert_eq!(job.rest(&["one", "two"].map(ended)).parts, "export A='1'\n");
     }
 
     #[test]

@@ -144,7 +144,7 @@ pub(crate) fn has_lost_its_hop<A: Address>(flow: &Flow<A>, moment: Moment) -> bo
 /// Asks the kernel's FIB where a packet goes once it is translated as the flow says, and notes it in the flow.
 ///
 /// A hop whose neighbour is unknown stays of another epoch, to be asked for again with the next packet;
-/// one that only the stack sends to has an MTU of zero. It has no interface where the FIB names none: a route that encapsulates, or, for
+/// one that only the stack sends to says so (`Hop::is_by_stack`), or has an MTU of zero. It has no interface where the FIB names none: a route that encapsulates, or, for
 /// what the node itself sends, one of its own addresses.
 #[inline(never)] // The stack, as in `track`.
 pub(crate) fn lookup<P: Packet, F: FamilyMaps>(
@@ -176,11 +176,11 @@ pub(crate) fn lookup<P: Packet, F: FamilyMaps>(
             hop.interface = IfIndex(params.ifindex);
             hop.destination = MacAddr(params.dmac);
             hop.source = MacAddr(params.smac);
-            // XDP sends by interfaces that have our program, and so can take what is redirected; the stack sends by all.
             // SAFETY: Both variants are 16 bits; the kernel wrote this one.
             let mtu = unsafe { params.__bindgen_anon_1.mtu_result };
-            // Below what IPv4 demands (RFC 791) it is the rest of a number that was too large for 16 bits.
+            // XDP sends by interfaces that have our program, and so can take what is redirected; the stack sends by all.
             hop.is_by_stack = u16::from(!is_own && !maps::is_attached(hop.interface));
+            // Below what IPv4 demands (RFC 791) it is the rest of a number that was too large for 16 bits.
             hop.mtu = if mtu >= MTU_MIN { mtu } else { 0 };
             Ok(())
         }

@@ -9,7 +9,8 @@
 //! ```
 //! What goes back to where it came from leaves by `XDP_TX`, what goes on to a backend is redirected. Backends of 10.2.0.0/16 and
 //! `fd00:b::/64` are behind the router, too: they are reached by `XDP_TX`. Nothing is known of 10.0.1.99 and `fd00:1::99`,
-//! and to 203.0.113.0/24 and `2001:db8:dead::/48` there is no route. By side0, which is narrower than the others, the stack alone sends. The node is called `here`, and pods are on it.
+//! and to 203.0.113.0/24 and `2001:db8:dead::/48` there is no route. By side0, which is narrower than the others, the stack alone
+//! sends. The node is called `here`, and pods are on it.
 
 use std::{
     collections::BTreeMap,

@@ -424,7 +424,7 @@ impl Reference {
         outcome.with(Effect::Carries(index))
     }
 
-    /// A packet that is sent on to where it is addressed; for what the node itself sends it is the first way.
+    /// A packet that is sent on to where it is addressed. The node is no hop for what it sends itself.
     fn sent(&self, hook: Hook, packet: Packet) -> Outcome {
         let Some((link, ethernet)) = self.settings.way_to(packet.destination) else {
             return Outcome::dropped("not-forwarded");

@@ -231,10 +231,9 @@ enum From {
     Leaving,
     /// It leaves towards the pods.
     LeavingToPod,
-    /// A process of the node has sent it, and it leaves towards the clients.
-    Node,
-    /// The same, as one that stands for several: of so many bytes of payload each.
-    NodeAtOnce(u16),
+    /// A process of the node has sent it, and it leaves towards the clients: as one that stands for several, of so many bytes of
+    /// payload each, or for itself (0).
+    Node(u16),
 }
 
 /// What of the programs is run where there is a choice.
@@ -299,12 +298,12 @@ fn leaving(packet: &Packet) -> Given {
 }
 
 fn own(packet: &Packet) -> Given {
-    Given(From::Node, packet.bytes())
+    own_at_once(packet, 0)
 }
 
 /// `gso_size`: as the kernel has it of a packet that stands for several.
 fn own_at_once(packet: &Packet, gso_size: u16) -> Given {
-    Given(From::NodeAtOnce(gso_size), packet.bytes())
+    Given(From::Node(gso_size), packet.bytes())
 }
 
 fn leaving_to_pod(packet: &Packet) -> Given {
@@ -317,7 +316,7 @@ impl Row {
         match self.from {
             From::Clients | From::Backends if self.is_for_xdp_alone => &[Way::Xdp],
             From::Clients | From::Backends => &[Way::Xdp, Way::Tc],
-            From::Pods | From::Leaving | From::LeavingToPod | From::Node | From::NodeAtOnce(_) => &[Way::Tc],
+            From::Pods | From::Leaving | From::LeavingToPod | From::Node(_) => &[Way::Tc],
         }
     }
 
@@ -412,12 +411,11 @@ fn run(datapath: &mut Datapath, from: From, way: Way, packet: &[u8]) -> (&'stati
         From::Clients => (uplink, Link::Up),
         From::Backends => (uplink, Link::Down),
         From::Pods => (Hook::TcPod, Link::Pod),
-        From::Leaving | From::Node | From::NodeAtOnce(_) => (Hook::TcEgress, Link::Up),
+        From::Leaving | From::Node(_) => (Hook::TcEgress, Link::Up),
         From::LeavingToPod => (Hook::TcEgress, Link::Pod),
     };
     let result = match from {
-        From::Node => datapath.run_own(link, packet, 0),
-        From::NodeAtOnce(gso_size) => datapath.run_own(link, packet, gso_size),
+        From::Node(gso_size) => datapath.run_own(link, packet, gso_size),
         _ => datapath.run(hook, link, packet),
     };
     // XDP_DROP, XDP_PASS, XDP_TX and XDP_REDIRECT; TC_ACT_SHOT, TC_ACT_UNSPEC, TC_ACT_REDIRECT.

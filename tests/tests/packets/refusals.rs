@@ -162,12 +162,12 @@ fn too_big(f: Family) -> Vec<Row> {
     vec![
         row("larger than the way out takes: the sender is told", big(), told(&big())),
         row("and in a flow", big(), told(&big())).after([f.ask(f.vip).udp(4242, 53).into()]),
+        row("by TCP likewise", segment(), told(&segment())).after([f.ask(f.vip).tcp(4242, 80).syn().into()]),
         row("what the stack can send, it does", narrow(0), Expect::Handed("routed-by-stack", handed.bytes())),
         row(
             "and what it can't, it would tell us",
             narrow(1373),
             told_too_big(f, &by_stack, f.client, &narrow(1373), 1400),
         ),
-        row("by TCP likewise", segment(), told(&segment())).after([f.ask(f.vip).tcp(4242, 80).syn().into()]),
     ]
 }

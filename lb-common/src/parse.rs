@@ -111,7 +111,7 @@ pub enum Part {
 /// A packet that flows are made of, or an ICMP message: all that the pipeline needs of its headers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Segment<A: Address> {
-    /// The packet's tuple. An ICMP message and a later fragment have no ports: zero.
+    /// The packet's tuple. An ICMP message and a later fragment have no ports: zero. See [`Segment::hides_proto`].
     pub key: FlowKey<A>,
     /// The TCP flags, or what is alike for SCTP; none for others.
     pub flags: TcpFlags,
@@ -244,7 +244,11 @@ pub fn ipv6<B: Bytes + ?Sized>(bytes: &B, frame: Frame) -> Result<Segment<Ipv6Be
         return Err(PassReason::MalformedIpv6);
     }
     let transport = frame.network + headers_length;
-    let (ports, flags) = transport_header(bytes, proto, part, transport, ip_length - headers_length)?;
+    let (ports, flags) = if hides_proto(part, proto) {
+        no_transport_header()
+    } else {
+        transport_header(bytes, proto, part, transport, ip_length - headers_length)?
+    };
     Ok(Segment {
         key: FlowKey::new(source, destination, ports, proto),
         flags,
@@ -313,6 +317,19 @@ const fn is_extension(proto: IpProto) -> bool {
     matches!(proto.0, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS | MOBILITY | HOST_IDENTITY | SHIM6)
 }
 
+/// Whether only the first fragment says what the datagram is of: this one names an extension header, which is in the first
+/// (RFC 8200, section 4.5).
+#[inline(always)]
+const fn hides_proto(part: Part, proto: IpProto) -> bool {
+    matches!(part, Part::Later) && is_extension(proto)
+}
+
+/// The ports and flags of a packet without a transport header.
+#[inline(always)]
+fn no_transport_header() -> ((Port, Port), TcpFlags) {
+    ((Port::default(), Port::default()), TcpFlags::default())
+}
+
 /// The SCTP common header (RFC 9260, section 3.1), and the type and flags of the first chunk behind it.
 const SCTP_HEADER: usize = 12;
 /// The least length of a chunk.
@@ -329,10 +346,9 @@ fn transport_header<B: Bytes + ?Sized>(
     transport: usize,
     payload: usize,
 ) -> Result<((Port, Port), TcpFlags), PassReason> {
-    let none = ((Port::default(), Port::default()), TcpFlags::default());
     if part == Part::Later {
         return match proto {
-            IpProto::TCP | IpProto::UDP | IpProto::SCTP | IpProto::ICMP | IpProto::ICMPV6 => Ok(none),
+            IpProto::TCP | IpProto::UDP | IpProto::SCTP | IpProto::ICMP | IpProto::ICMPV6 => Ok(no_transport_header()),
             _ => Err(PassReason::OtherProtocol),
         };
     }
@@ -367,7 +383,7 @@ fn transport_header<B: Bytes + ?Sized>(
             Ok(((Port::from_bytes([a, b]), Port::from_bytes([c, d])), TcpFlags::of_sctp_chunk(chunk)))
         }
         IpProto::ICMP | IpProto::ICMPV6 if payload < ICMP_HEADER => Err(PassReason::MalformedIcmp),
-        IpProto::ICMP | IpProto::ICMPV6 => Ok(none),
+        IpProto::ICMP | IpProto::ICMPV6 => Ok(no_transport_header()),
         _ => Err(PassReason::OtherProtocol),
     }
 }
@@ -457,6 +473,13 @@ impl<A: Address> Segment<A> {
     #[inline(always)]
     pub fn opens_flow(&self) -> bool {
         self.key.proto == IpProto::UDP || self.flags.opens()
+    }
+
+    /// Whether this is a later fragment of which the first alone says what its datagram is of: its protocol stands for an
+    /// IPv6 extension header.
+    #[inline(always)]
+    pub fn hides_proto(&self) -> bool {
+        hides_proto(self.part, self.key.proto)
     }
 
     /// Whether this is an ICMP or ICMPv6 message.

@@ -2,7 +2,7 @@
 
 use lb_common::{
     abi::{Fragment, FragmentKey},
-    net::Address,
+    net::{Address, IpProto},
     parse::{Part, Segment},
 };
 
@@ -15,7 +15,7 @@ use crate::{
 /// (RFC 791 speaks of the packet's time to live, RFC 6864 of two minutes; Linux reassembles for 30 s).
 const TIMEOUT: u32 = 28;
 
-/// Gives a later fragment the ports of its first. `false` if that is not known.
+/// Gives a later fragment the ports of its first, and its protocol where it hides that. `false` if that is not known.
 ///
 /// A first fragment takes the place of one that its sender gave the same identification before, whatever becomes of it:
 /// what comes after it is not of that one.
@@ -24,14 +24,28 @@ pub(crate) fn follow<F: FamilyMaps>(segment: &mut Segment<F::Address>, moment: M
     if segment.part == Part::Whole {
         return true;
     }
-    let known = maps::fragment::<F>(&key(segment));
     if segment.part == Part::First {
-        if known.is_some() {
+        if maps::fragment::<F>(&key(segment)).is_some() {
             remember::<F>(segment, moment);
         }
         return true;
     }
-    match known {
+    if !segment.hides_proto() {
+        return follow_first::<F>(segment, moment);
+    }
+    // An identification is of one datagram, whatever that is of.
+    for proto in [IpProto::UDP, IpProto::TCP, IpProto::SCTP] {
+        segment.key.proto = proto;
+        if follow_first::<F>(segment, moment) {
+            return true;
+        }
+    }
+    false
+}
+
+#[inline(always)]
+fn follow_first<F: FamilyMaps>(segment: &mut Segment<F::Address>, moment: Moment) -> bool {
+    match maps::fragment::<F>(&key(segment)) {
         Some(first) if moment.tick.since(first.seen) <= TIMEOUT => {
             segment.key.source_port = first.source_port;
             segment.key.destination_port = first.destination_port;

@@ -1,6 +1,9 @@
 //! What stands in headers beside addresses and ports, and headers that are cut short or contradict themselves.
 
-use tests::datapath::{ROUTER_MAC, UP_MAC};
+use tests::{
+    datapath::{ROUTER_MAC, UP_MAC},
+    packet::Packet,
+};
 
 use super::{Expect, Row, V4, V6, by_backend, redirect, row, tx};
 
@@ -41,10 +44,25 @@ fn ipv4_only() -> Vec<Row> {
     ]
 }
 
+/// A fragment of what a packet of IPv6 becomes whose source puts destination options behind the fragment header, as RFC 8200,
+/// section 4.1, has them.
+fn in_fragments(packet: &Packet, number: usize) -> Packet {
+    const ETHERNET_AND_IPV6: usize = 14 + 40;
+    let bytes = packet.bytes();
+    // Eight bytes of options, all of them padding (PadN).
+    let mut payload = vec![bytes[14 + 6], 0, 1, 4, 0, 0, 0, 0];
+    payload.extend(&bytes[ETHERNET_AND_IPV6..]);
+    packet.clone().protocol(60).payload(&payload).pieces(&[32, 64])[number].clone()
+}
+
 fn ipv6_only() -> Vec<Row> {
     let f = V6;
     let syn = || f.ask(f.vip).tcp(4242, 80).syn();
     let sent = || f.forwarded().tcp(4242, 8080).syn();
+    let asked = |number| in_fragments(&f.ask(f.vip).udp(4242, 53).payload(&[7; 64]), number);
+    let forwarded = |number| in_fragments(&f.forwarded().udp(4242, 5353).payload(&[7; 64]), number);
+    let segment = |number| in_fragments(&syn().payload(&[7; 64]), number);
+    let sent_on = |number| in_fragments(&sent().payload(&[7; 64]), number);
     vec![
         row("IPv6: hop-by-hop options stay", syn().extension(0, 8), redirect(&sent().extension(0, 8))),
         row(
@@ -65,6 +83,18 @@ fn ipv6_only() -> Vec<Row> {
                 .extension(60, 1400)
                 .ethernet(UP_MAC, ROUTER_MAC)
                 .ttl(63)),
+        ),
+        row("IPv6: a datagram with options, in fragments", asked(0), redirect(&forwarded(0))),
+        row("IPv6: its other fragments name the options", asked(1), redirect(&forwarded(1))).after([asked(0).into()]),
+        row("IPv6: and the last of a segment with options", segment(2), redirect(&sent_on(2)))
+            .after([segment(0).into()]),
+        row("IPv6: they are of nothing before the first", asked(1), Expect::Dropped("fragment-lost")),
+        row("IPv6: nor after that of another", asked(1).identification(7), Expect::Dropped("fragment-lost"))
+            .after([asked(0).into()]),
+        row(
+            "IPv6: a later fragment with options to nobody of ours",
+            (f.packet)(f.client, f.backend).protocol(60).payload(&[0; 64]).fragment(8, false),
+            Expect::Passed("fragment"),
         ),
         row("IPv6: no next header", f.ask(f.vip).protocol(59), Expect::Passed("other-protocol")),
         row(

@@ -97,8 +97,8 @@ abi! {
         pub flags: u16,
         /// Its share of new flows; zero: none.
         pub weight: u16,
-        /// Zero.
-        pub _pad: u16,
+        /// How often it was taken out of those that take new flows, and stayed; it wraps.
+        pub withdrawals: u16,
         /// The id of its service.
         pub service: u32,
     }
@@ -121,8 +121,8 @@ abi! {
     pub struct Affinity where 16 {
         /// The id of the backend.
         pub backend: u32,
-        /// The generation of the backend when it was chosen.
-        pub generation: u32,
+        /// What [`Backend::standing`] was when it was chosen.
+        pub standing: u32,
         /// When the last flow was opened, in [`crate::flow::Tick`]s.
         pub last_used: u32,
         /// The id of the service, again: the memory of an evicted entry may have become another one's while it is read.
@@ -353,6 +353,18 @@ impl Backend {
     pub const TAKEN: u16 = 8;
     /// Its address is of IPv6.
     pub const IPV6: u16 = 16;
+
+    /// Whether it takes new flows by any policy.
+    pub const fn takes_new(&self) -> bool {
+        self.flags & (Self::IN_CLUSTER | Self::IN_LOCAL) != 0
+    }
+
+    /// What session affinity remembers of a backend: another number once it has left its service, or for some time took no new
+    /// flows. Only after 65,536 such changes it may be the same again.
+    #[inline(always)]
+    pub const fn standing(&self) -> u32 {
+        self.generation.wrapping_add((self.withdrawals as u32) << 16)
+    }
 
     /// How many live flows it has, and its weight: what least-connections compares.
     #[inline(always)]

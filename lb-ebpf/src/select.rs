@@ -57,8 +57,8 @@ pub(crate) fn backend<A: Address>(choice: Choice, key: &FlowKey<A>, now: Tick) -
         return Ok(id);
     }
     let id = by_algorithm(&service, choice.range, key)?;
-    let generation = maps::backend(id).ok_or(DropReason::MapMissing)?.generation;
-    let chosen = Affinity { backend: id, generation, last_used: now.0, service: choice.service };
+    let standing = maps::backend(id).ok_or(DropReason::MapMissing)?.standing();
+    let chosen = Affinity { backend: id, standing, last_used: now.0, service: choice.service };
     if !maps::claim_affinity(&client, &chosen) {
         // A client may open several flows at once: all go where the one goes whose CPU was first.
         if let Some(id) = known(&client, affinity, choice, now) {
@@ -78,7 +78,7 @@ fn known(client: &AffinityKey, timeout: u32, choice: Choice, now: Tick) -> Optio
     let backend = maps::backend(last.backend)?;
     let is_good = last.service == choice.service
         && now.since(last.last_used) <= Tick::from_seconds(timeout)
-        && backend.generation == last.generation
+        && backend.standing() == last.standing
         && backend.flags & choice.membership != 0;
     if !is_good {
         return None;

@@ -356,6 +356,25 @@ fn a_client_stays_where_it_was_for_as_long_as_that_takes_new_flows() {
 }
 
 #[test]
+fn affinity_to_a_backend_that_takes_no_new_flows_is_forgotten_even_if_it_does_so_again() {
+    let services = |backends: &str| services(backends).replace("backends:", "affinity: 1h\n    backends:");
+    with_datapath(SIZES, |datapath| {
+        datapath.apply(&services("10.2.0.1, 10.2.0.2"));
+        let clients: Vec<_> = (1..=80).map(|host| format!("192.0.2.{host}")).collect();
+        let first: Vec<_> = clients.iter().map(|client| send(datapath, &syn(client, 1000)).0).collect();
+        // Nobody asks meanwhile.
+        for backends in ["{ address: 10.2.0.1, weight: 0 }, 10.2.0.2", "10.2.0.1, { address: 10.2.0.2, weight: 9 }"] {
+            datapath.apply(&services(backends));
+        }
+        let second: Vec<_> = clients.iter().map(|client| send(datapath, &syn(client, 2000)).0).collect();
+        let (back, stayed): (Vec<_>, Vec<_>) =
+            first.iter().zip(&second).partition(|(before, _)| *before == "10.2.0.1:80");
+        assert!(back.iter().any(|(before, after)| before != after), "clients of the one that was away: {back:?}");
+        assert!(stayed.iter().all(|(before, after)| before == after), "clients of the other one: {stayed:?}");
+    });
+}
+
+#[test]
 fn affinity_ends_when_it_was_not_used_for_its_time() {
     let services = services("10.2.0.1, 10.2.0.2").replace("backends:", "affinity: 1s\n    backends:");
     with_datapath(SIZES, |datapath| {

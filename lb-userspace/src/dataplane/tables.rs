@@ -6,7 +6,8 @@
 //! A flow remembers id and generation of its backend, and is over, or chooses anew, once they no longer match. The
 //! generation is raised as soon as no table word leads to the backend any more, so UDP flows leave it with their next
 //! packet; and once more when its id is freed, as a packet that was in flight may have opened a flow in between. A
-//! change of weight, conditions or policy raises nothing.
+//! change of weight, conditions or policy does not raise it; one after which a backend takes no new flows is counted as
+//! a withdrawal, which only session affinity goes by.
 
 mod audit;
 mod former;
@@ -397,17 +398,15 @@ impl<D: Dataplane> Tables<D> {
         backend: policy::Backend,
     ) -> Result<u32, DataplaneError> {
         let id = self.backend_ids.take().ok_or(self.full("backends"))?;
-        let generation = self.dataplane.backends().get(id).generation;
         let backend = Backend {
             flows: 0,
             active: 0,
             address: net::words(address.ip()),
-            generation,
             port: Port::from_host(address.port()),
             flags: flags(address, backend),
             weight: backend.weight.get(),
-            _pad: 0,
             service,
+            ..self.dataplane.backends().get(id)
         };
         self.dataplane.note_backend(address.ip());
         self.dataplane.backends().set(id, backend);
@@ -521,9 +520,13 @@ impl<D: Dataplane> Tables<D> {
                 services.publish(entry.id, offset_of!(Service, local), local);
                 for (address, member) in entry.members() {
                     if present.member(&address).is_some_and(|before| before.backend != member.backend) {
-                        let backend = self.dataplane.backends().get(member.id);
+                        let before = self.dataplane.backends().get(member.id);
                         let (flags, weight) = (flags(address, member.backend), member.backend.weight.get());
-                        store(&self.dataplane, member.id, Backend { flags, weight, ..backend });
+                        let mut after = Backend { flags, weight, ..before };
+                        if before.takes_new() && !after.takes_new() {
+                            after.withdrawals = before.withdrawals.wrapping_add(1);
+                        }
+                        store(&self.dataplane, member.id, after);
                     }
                 }
                 self.rest(present, |address| entry.member(address).is_some());
@@ -659,12 +662,12 @@ fn retire(dataplane: &impl Dataplane, id: u32) {
 
 /// Stores what the agent says of a backend that packets may be using, each word at once. What the kernel counts stays.
 fn store(dataplane: &impl Dataplane, id: u32, backend: Backend) {
-    let Backend { generation, port, flags, weight, service, .. } = backend;
-    let ([g0, g1, g2, g3], [p0, p1]) = (generation.to_ne_bytes(), port.to_bytes());
-    let ([f0, f1], [w0, w1]) = (flags.to_ne_bytes(), weight.to_ne_bytes());
-    let [s0, s1, s2, s3] = service.to_ne_bytes();
+    let Backend { generation, port, flags, weight, withdrawals, service, .. } = backend;
+    let ([g0, g1, g2, g3], [p0, p1], [f0, f1]) = (generation.to_ne_bytes(), port.to_bytes(), flags.to_ne_bytes());
+    let ([w0, w1], [x0, x1], [s0, s1, s2, s3]) =
+        (weight.to_ne_bytes(), withdrawals.to_ne_bytes(), service.to_ne_bytes());
     let first = u64::from_ne_bytes([g0, g1, g2, g3, p0, p1, f0, f1]);
-    let second = u64::from_ne_bytes([w0, w1, 0, 0, s0, s1, s2, s3]);
+    let second = u64::from_ne_bytes([w0, w1, x0, x1, s0, s1, s2, s3]);
     dataplane.backends().publish(id, offset_of!(Backend, generation), first);
     dataplane.backends().publish(id, offset_of!(Backend, weight), second);
 }

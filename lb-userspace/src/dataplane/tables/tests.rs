@@ -161,17 +161,17 @@ fn a_backend_that_stays_keeps_its_id_its_generation_and_its_counts() {
     // The kernel counts.
     let before = Backend { flows: 7, active: 5, ..before };
     tables.dataplane().backends().set(id, before);
-    let counted = |weight, flags| (id, Backend { weight, flags, ..before });
+    let counted = |weight, flags, withdrawals| (id, Backend { weight, flags, withdrawals, ..before });
     let on_node = Backend::TAKEN | Backend::ON_NODE;
     let in_cluster = on_node | Backend::IN_CLUSTER;
 
     tables.apply(&plain(&[(1, Algorithm::Maglev, &[(2, 1), (HERE, 9)])])).unwrap();
     tables.reclaim().unwrap();
-    assert_eq!(members(&tables)[1], counted(9, in_cluster));
+    assert_eq!(members(&tables)[1], counted(9, in_cluster, 0));
     assert_ne!(members(&tables)[0].0, id);
 
     tables.apply(&plain(&[(1, Algorithm::Maglev, &[(HERE, 0)])])).unwrap();
-    assert_eq!(members(&tables), [counted(0, on_node)]);
+    assert_eq!(members(&tables), [counted(0, on_node, 1)]);
 
     let service = |conditions| Service {
         frontends: [(([10, 0, 0, 1], 80).into(), FrontendKind::ClusterIp)].into(),
@@ -181,9 +181,11 @@ fn a_backend_that_stays_keeps_its_id_its_generation_and_its_counts() {
     };
     let unready = Conditions { ready: false, serving: false, terminating: false };
     tables.apply(&decided([(1, service(unready))])).unwrap();
-    assert_eq!(members(&tables), [counted(1, on_node)]);
+    assert_eq!(members(&tables), [counted(1, on_node, 1)]);
     tables.apply(&decided([(1, service(Conditions::READY))])).unwrap();
-    assert_eq!(members(&tables), [counted(1, in_cluster | Backend::IN_LOCAL)]);
+    assert_eq!(members(&tables), [counted(1, in_cluster | Backend::IN_LOCAL, 1)]);
+    tables.apply(&decided([(1, service(unready))])).unwrap();
+    assert_eq!(members(&tables), [counted(1, on_node, 2)], "that it takes no new flows is counted each time");
     assert_ne!(tables.dataplane().backends().get(gone).generation, 0, "the other one has left");
 }
 

@@ -33,7 +33,7 @@ const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 /// How many datagrams in fragments are followed at a time, in each family: those of some seconds.
 const N_FRAGMENTS: usize = 8192;
 
-/// How many sockets are watched at a time. Of others those of UDP are served packet by packet.
+/// How many sockets are watched at a time. Of others those of UDP are served packet by packet where that is done, or else as those of TCP.
 const N_WATCHED: usize = 1 << 18;
 
 type Services<A> = HashMap<ServiceKey<A>, Frontend, 1, NO_PREALLOC>;

@@ -11,7 +11,7 @@ use aya_ebpf::{
 use lb_common::{
     abi::{Backend, DATAGRAM_SERVICES, Datagrams, FlowKey, Frontend, ServiceKey, Translation, VipKey, Whose},
     flow::Tick,
-    net::{Address, IpProto, Ipv4Be, Ipv6Be, Port, V4, V6, halves, whole},
+    net::{Address, IfIndex, IpProto, Ipv4Be, Ipv6Be, Port, V4, V6, halves, whole},
     verdict::{AnswerReason, DropReason, PassReason, Verdict},
 };
 
@@ -204,7 +204,8 @@ impl Call for Connect {
 #[inline(always)]
 fn connect<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(), Verdict> {
     let (key, namespace) = asked::<F, N>(named)?;
-    let is_reached = namespace == config::node_namespace() || config::ends_all_sockets();
+    let is_of_node = namespace == config::node_namespace();
+    let is_reached = is_of_node || config::ends_all_sockets();
     // One that can't be ended would go on sending to a backend that is gone. Packet by packet it is served as well.
     if key.proto == IpProto::UDP && !is_reached {
         return Err(PassReason::NotService.into());
@@ -216,7 +217,9 @@ fn connect<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(), Verdict
         chosen.note::<F, N>(named, translation, now);
         !(config::ends(key.proto) && is_reached) || maps::watch(named.cookie(), translation)
     });
-    if key.proto == IpProto::UDP && !is_noted {
+    // Nor can this one. But a process of the node may have nothing else.
+    let has_packets = !is_of_node || maps::is_met_at(IfIndex::LOOPBACK);
+    if key.proto == IpProto::UDP && !is_noted && has_packets {
         return Err(PassReason::NotService.into());
     }
     go_to(named, chosen.backend.address, chosen.backend.port);

@@ -1,6 +1,14 @@
-//! What a host's interfaces are, have counted, and carry.
+//! What a host's interfaces are, have counted, and carry, and what is pinned for it.
 
-use aya::programs::tc::{SchedClassifier, TcAttachType};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    maps::MapData,
+    programs::tc::{SchedClassifier, TcAttachType},
+};
 use serde_json::Value;
 
 use crate::{SOON, poll, topology::Host};
@@ -49,6 +57,24 @@ impl Host {
             programs.is_empty().then_some(())
         };
         assert!(poll(SOON, is_gone).is_some(), "{programs:?}");
+    }
+
+    /// What agents have pinned for this host's namespace, in the usual place.
+    pub fn pins(&self) -> Vec<PathBuf> {
+        let below = |path: &Path| {
+            fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()).collect::<Vec<_>>()
+        };
+        let directory = self.namespace().directory();
+        let layouts = below(Path::new("/sys/fs/bpf/wharf")).into_iter();
+        let directories = layouts.map(|layout| layout.join(&directory)).filter(|it| it.exists());
+        directories.flat_map(|directory| below(&directory)).collect()
+    }
+
+    /// A map of the agent that runs here.
+    #[track_caller]
+    pub fn pinned_map(&self, name: &str) -> MapData {
+        let maps = self.pins().into_iter().find(|path| path.ends_with("maps")).expect("an agent pins its maps");
+        MapData::from_pin(maps.join(name)).expect("it is a map's pin")
     }
 
     fn tcx(&self, interface: &str) -> Vec<String> {

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::maps::{Array, HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, Map};
 use lb_common::{
     abi::{Frontend, LAYOUT, ServiceKey, Slot},
     net::Ipv4Be,
@@ -454,12 +454,6 @@ fn what_did_not_fit_is_applied_as_soon_as_there_is_room() {
 
 // Others.
 
-/// A pinned map of the agent that runs on this host.
-fn pinned(host: &Host, name: &str) -> MapData {
-    let directory = pins(host).into_iter().find(|path| path.ends_with("maps")).unwrap();
-    MapData::from_pin(directory.join(name)).unwrap()
-}
-
 #[test]
 fn what_somebody_else_writes_to_the_maps_is_found_and_put_right() {
     let lab = lab();
@@ -470,10 +464,10 @@ fn what_somebody_else_writes_to_the_maps_is_found_and_put_right() {
         (output.status.code().unwrap(), String::from_utf8_lossy(&output.stdout).into_owned())
     };
     assert_eq!(verify(&[]).0, 0, "{}", verify(&[]).1);
-    let mut slots: Array<_, Slot> = Map::Array(pinned(lab.lb(), "TABLE")).try_into().unwrap();
+    let mut slots: Array<_, Slot> = Map::Array(lab.lb().pinned_map("TABLE")).try_into().unwrap();
     let mut services: HashMap<_, ServiceKey<Ipv4Be>, Frontend> =
-        Map::HashMap(pinned(lab.lb(), "SERVICES4")).try_into().unwrap();
-    let mut bits: Array<_, u64> = Map::Array(pinned(lab.lb(), "ADDRESS_BITS")).try_into().unwrap();
+        Map::HashMap(lab.lb().pinned_map("SERVICES4")).try_into().unwrap();
+    let mut bits: Array<_, u64> = Map::Array(lab.lb().pinned_map("ADDRESS_BITS")).try_into().unwrap();
     let spoil: [&mut dyn FnMut(); 3] = [
         // Nobody has this backend.
         &mut || slots.set(0, Slot::new(4711), 0).unwrap(),
@@ -522,7 +516,7 @@ fn with_keep_off_or_cleaned_up_nothing_is_left() {
             }
             lab.lb().assert_no_programs();
             assert_eq!(different(&before, &settings(lab.lb())), Vec::<&Path>::new());
-            assert_eq!(pins(lab.lb()), Vec::<PathBuf>::new());
+            assert_eq!(lab.lb().pins(), Vec::<PathBuf>::new());
             let again = agent.cleanup();
             assert_eq!(String::from_utf8_lossy(&again.stdout), "there was nothing of wharf here\n", "{again:?}");
         }
@@ -615,7 +609,7 @@ fn an_agent_that_can_not_start_leaves_nothing() {
     let before = settings(lab.lb());
     let mut agent = Agent::launch(&lab, "services: [{ name: web }]", &[]);
     assert_eq!(agent.wait().code(), Some(1));
-    assert_eq!((lab.lb().programs(), pins(lab.lb())), (Vec::new(), Vec::new()));
+    assert_eq!((lab.lb().programs(), lab.lb().pins()), (Vec::new(), Vec::new()));
     assert_eq!(different(&before, &settings(lab.lb())), Vec::<&Path>::new());
 }
 
@@ -626,7 +620,7 @@ fn what_is_left_of_namespaces_that_are_gone_goes_with_the_next_start() {
         let mut agent = Agent::start(&lab, "services: []", &[]);
         agent.signal(Signal::SIGKILL);
         agent.wait();
-        let pins = pins(lab.lb());
+        let pins = lab.lb().pins();
         assert!(!pins.is_empty());
         // As if the machine of the test had ended before it could clean up.
         std::mem::forget(agent);
@@ -678,16 +672,6 @@ fn a_restart_with_5_000_services_changes_nothing_for_live_flows() {
         assert_eq!(socket.ask("who?").unwrap(), backend);
     }
     assert!(load.expect_unharmed() > 0);
-}
-
-/// What is pinned for a host's namespace.
-fn pins(host: &Host) -> Vec<PathBuf> {
-    let below =
-        |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()).collect::<Vec<_>>();
-    let directory = host.namespace().directory();
-    let layouts = below(Path::new("/sys/fs/bpf/wharf")).into_iter();
-    let directories = layouts.map(|layout| layout.join(&directory)).filter(|it| it.exists());
-    directories.flat_map(|directory| below(&directory)).collect()
 }
 
 /// The settings that are not as they were.

@@ -20,6 +20,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aya::maps::{HashMap, Map};
+use lb_common::abi::Translation;
 use lb_userspace::dataplane::kernel::SocketHook;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -418,6 +420,28 @@ fn what_is_ended_is_what_was_asked_for() {
             others.0.echo("a line").unwrap();
             assert_eq!(others.1.ask_peer().unwrap(), first.name());
         }
+    }
+}
+
+/// Packets of the node's own processes are not looked at, so that a call that is left to packets reaches nobody.
+#[test]
+fn sockets_of_udp_are_served_where_no_more_of_them_can_be_watched() {
+    let cluster = cluster();
+    let _servers = serve(&cluster);
+    let (host, pod) = (cluster.node(1).host(), cluster.pod(1, 1));
+    let _agent = Agent::start_on(cluster.node(1), &file([Service::new(1).endpoint(pod)]), &[]);
+    let mut watched: HashMap<_, u64, Translation> = Map::HashMap(host.pinned_map("WATCHED")).try_into().unwrap();
+    let open = host.datagrams(vips(1)[0].ip());
+    open.connect(vips(1)[0]).unwrap();
+    let example = watched.iter().next().unwrap().unwrap().1;
+    // No socket has numbers like these.
+    let is_full = (0..1 << 20).any(|number| watched.insert(u64::MAX - number, example, 0).is_err());
+    assert!(is_full, "a million sockets are watched");
+    for to in vips(1) {
+        let socket = host.datagrams(to.ip());
+        socket.connect(to).unwrap();
+        assert_eq!((socket.peer().unwrap(), socket.ask_peer().unwrap()), (to, pod.name().to_owned()));
+        assert_eq!(answers(host, to), names([pod]));
     }
 }
 

@@ -94,6 +94,10 @@ const CALM: Duration = Duration::from_secs(45);
 /// How long to wait until a configuration that can't be read is read again.
 const PAUSE: Duration = Duration::from_secs(5);
 
+/// How long a server may say nothing to who follows something: it sends a bookmark every minute (`defaultBookmarkFrequency` in the
+/// API server's `storage/cacher`). One that went away without a word would else be listened to for five minutes.
+const SILENCE: Duration = Duration::from_secs(90);
+
 /// What a task that follows one resource says.
 #[expect(clippy::large_enum_variant, reason = "nearly all of them are objects, which are large")]
 enum Item {
@@ -148,7 +152,15 @@ async fn client(connection: &Connection) -> Result<Client, KubernetesError> {
         config.cluster_url = master.parse().map_err(|error| wrong(&error))?;
     }
     info!("following the API server at {}", config.cluster_url);
-    Client::try_from(config).map_err(|error| wrong(&error))
+    with_limit(config, SILENCE).map_err(|error| wrong(&error))
+}
+
+/// A client that takes a server for gone which says nothing for so long, though it was asked.
+fn with_limit(mut config: Config, silence: Duration) -> kube::Result<Client> {
+    config.read_timeout = Some(silence);
+    // What counts is the time since the last question, and not since the last answer.
+    config.reset_reader_on_write = true;
+    Client::try_from(config)
 }
 
 /// Follows one resource until nobody listens.
@@ -332,5 +344,36 @@ impl Listing {
                 keep(cluster, &self.names);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::api::WatchParams;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+        time::timeout,
+    };
+
+    use super::*;
+
+    /// The other end of a connection that a firewall forgets, or whose machine loses its power, never says so.
+    #[tokio::test]
+    async fn a_server_that_says_nothing_any_more_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let client = with_limit(Config::new(url.parse().unwrap()), Duration::from_millis(200)).unwrap();
+        let server = tokio::spawn(async move {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            assert!(connection.read(&mut [0; 4096]).await.unwrap() > 0, "the request is there");
+            connection.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await.unwrap();
+            connection
+        });
+        let services = Api::<Service>::all(client);
+        let mut events = services.watch(&WatchParams::default(), "1").await.unwrap().boxed();
+        let _connection = server.await.unwrap();
+        let said = timeout(Duration::from_secs(30), events.next()).await.expect("it is listened to no more");
+        assert!(matches!(said, Some(Err(_))), "{said:?}");
     }
 }

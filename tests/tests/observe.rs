@@ -48,12 +48,12 @@ fn metrics_say_how_the_agent_is_and_what_became_of_packets() {
 fn health_is_told_where_it_is_asked_for() {
     let lab = lab();
     let _agent = Agent::start(&lab, "services: []", &["--healthz-bind-address=0.0.0.0", "--metrics-bind-address="]);
-    for path in ["healthz", "livez"] {
+    for (path, node_eligible) in [("healthz", Value::Bool(true)), ("livez", Value::Null)] {
         let page = lab.lb().http(&format!("http://127.0.0.1:10256/{path}")).unwrap();
         assert_eq!(page.status, 200, "{page:?}");
         assert_eq!(page.headers["content-type"], "application/json");
         let body: Value = serde_json::from_str(&page.body).unwrap();
-        assert_eq!(body["nodeEligible"], true);
+        assert_eq!(body["nodeEligible"], node_eligible);
         assert!(body["lastUpdated"].as_str() < body["currentTime"].as_str(), "{body}");
     }
     assert!(lab.lb().http(METRICS).is_err());

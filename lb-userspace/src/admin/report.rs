@@ -134,8 +134,8 @@ pub struct SocketsReport {
 pub struct HealthReport {
     /// What the probe is told.
     pub is_good: bool,
-    /// Whether this node is to have new traffic from outside.
-    pub is_node_eligible: bool,
+    /// Whether this node is to have new traffic from outside, where the probe goes by that.
+    pub is_node_eligible: Option<bool>,
     /// When the services were last what the source wants, as RFC 3339 has it.
     pub last_updated: String,
 }

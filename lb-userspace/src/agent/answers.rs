@@ -119,8 +119,8 @@ impl Agent {
     }
 
     fn health(&self, probe: Probe) -> HealthReport {
-        let is_node_eligible = self.node_object.is_eligible;
-        let is_good = self.is_healthy() && (is_node_eligible || probe == Probe::Livez);
+        let is_node_eligible = (probe == Probe::Healthz).then_some(self.node_object.is_eligible);
+        let is_good = self.is_healthy() && is_node_eligible != Some(false);
         self.metrics.note_probe(probe, is_good);
         HealthReport {
             is_good,

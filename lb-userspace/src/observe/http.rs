@@ -224,11 +224,10 @@ async fn health(queries: &mpsc::Sender<Query>, probe: Probe) -> Response {
     match Query::ask(Request::Health { probe }, queries).await {
         report::Response::Health(report) => {
             let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
-            let body = json!({
-                "lastUpdated": report.last_updated,
-                "currentTime": now,
-                "nodeEligible": report.is_node_eligible,
-            });
+            let mut body = json!({ "lastUpdated": report.last_updated, "currentTime": now });
+            if let Some(is_eligible) = report.is_node_eligible {
+                body["nodeEligible"] = is_eligible.into();
+            }
             opinion(report.is_good, &body)
         }
         other => unavailable(&other),

@@ -249,7 +249,8 @@ pub(crate) fn release(SockContext { sock }: SockContext) -> i32 {
     count::ALLOW
 }
 
-/// A socket that is not connected sends a datagram. As long as it sends to a service now and then, it is one flow, and stays with
+/// A socket sends a datagram to an address. One that is connected to a service, and names it all the same, stays with its backend: it is
+/// given nobody else's answers. Of one that is not: as long as it sends to a service now and then, it is one flow, and stays with
 /// its backend.
 pub(crate) struct Sendmsg;
 
@@ -259,14 +260,21 @@ impl Call for Sendmsg {
         let (key, namespace) = asked::<F, N>(named)?;
         let now = track::now();
         let address = named.address().to_words();
+        let is_to_it = |known: &Translation| {
+            known.family == F::NUMBER && known.service_port == key.port && known.service_address == address
+        };
+        if let Some(connected) = maps::connected(named.context())
+            && is_to_it(connected)
+            && maps::is_current(connected.backend, connected.generation)
+        {
+            go_to(named, connected.backend_address, connected.backend_port);
+            return Ok(());
+        }
         if let Some(datagrams) = maps::datagrams(named.context()) {
             let turn = next_turn(datagrams);
             for known in &mut datagrams.translations {
-                let is_same = known.turn != 0
-                    && known.family == F::NUMBER
-                    && known.service_port == key.port
-                    && known.service_address == address;
-                if is_same
+                if known.turn != 0
+                    && is_to_it(known)
                     && now.since(known.last_used) <= config::timeouts().datagram
                     && maps::is_current(known.backend, known.generation)
                 {

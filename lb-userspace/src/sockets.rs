@@ -41,6 +41,9 @@ pub struct Ender {
     ended: Arc<AtomicU64>,
 }
 
+/// Sockets that are connected to backends that are gone, by their cookies.
+type Lost = BTreeMap<u64, Translation>;
+
 /// What the thread knows.
 struct Worker {
     watched: Watched,
@@ -67,18 +70,20 @@ impl Ender {
         let mut worker = Worker { watched, protocols, in_all, ended: Arc::clone(&ended), failure: None };
         thread::Builder::new().name("sockets".to_owned()).spawn(move || {
             privileges::settle_ender_of_sockets(in_all);
-            while receiver.recv().is_ok() {
-                loop {
-                    thread::sleep(PAUSE);
-                    worker.sweep();
-                    match receiver.recv_timeout(PAUSE) {
-                        Ok(()) => {}
-                        Err(RecvTimeoutError::Timeout) => break,
-                        Err(RecvTimeoutError::Disconnected) => return,
-                    }
+            // What a former agent had no time for comes first.
+            loop {
+                thread::sleep(PAUSE);
+                let before = worker.sweep();
+                match receiver.recv_timeout(PAUSE) {
+                    Ok(()) => continue,
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
                 }
-                worker.sweep();
-                worker.forget();
+                let after = worker.sweep();
+                worker.forget(&before, &after);
+                if receiver.recv().is_err() {
+                    return;
+                }
             }
         })?;
         Ok(Self { changes, ended })
@@ -97,84 +102,100 @@ impl Ender {
 }
 
 impl Worker {
-    /// Ends what is to be ended now.
-    fn sweep(&mut self) {
-        let failure = self.end_lost().err().map(|error| error.to_string());
+    /// Ends what is to be ended now. What it looked for in vain; nothing where it could not look everywhere.
+    fn sweep(&mut self) -> Lost {
+        let (missed, failure) = match self.end_lost() {
+            Ok(missed) => (missed, None),
+            Err(error) => (Lost::new(), Some(error.to_string())),
+        };
         if failure != self.failure
             && let Some(error) = &failure
         {
             error!("sockets of removed backends stay as they are: {error}");
         }
         self.failure = failure;
+        missed
     }
 
-    /// Forgets what was looked for in vain: such sockets are closed, and nobody noticed.
-    fn forget(&mut self) {
-        for cookie in self.watched.lost().unwrap_or_default().into_keys() {
-            self.watched.forget(cookie);
+    /// Forgets what was looked for in vain twice: such sockets are closed, and nobody noticed.
+    fn forget(&mut self, before: &Lost, after: &Lost) {
+        for (&cookie, translation) in after.iter().filter(|(cookie, it)| before.get(cookie) == Some(it)) {
+            self.watched.forget(cookie, translation);
         }
     }
 
-    fn end_lost(&mut self) -> io::Result<()> {
-        let lost = self.watched.lost()?;
+    fn end_lost(&mut self) -> io::Result<Lost> {
+        let mut lost = self.watched.lost()?;
         if lost.is_empty() {
-            return Ok(());
+            return Ok(lost);
         }
-        let ended = if self.in_all { self.end_everywhere(&lost)? } else { self.end_here(&lost)? };
-        for cookie in &ended {
-            self.watched.forget(*cookie);
+        let number = lost.len();
+        let result = if self.in_all { self.end_everywhere(&mut lost) } else { self.end_here(&mut lost) };
+        let ended = number - lost.len();
+        if ended > 0 {
+            self.ended.fetch_add(ended as u64, Ordering::Relaxed);
+            info!("ended {ended} sockets that were connected to backends that are gone");
         }
-        if !ended.is_empty() {
-            self.ended.fetch_add(ended.len() as u64, Ordering::Relaxed);
-            info!("ended {} sockets that were connected to backends that are gone", ended.len());
-        }
-        Ok(())
+        result.map(|()| lost)
     }
 
     /// In the network namespaces of all processes.
-    fn end_everywhere(&self, lost: &BTreeMap<u64, Translation>) -> io::Result<Vec<u64>> {
-        let (mut seen, mut ended) = (HashSet::new(), Vec::new());
-        for path in namespaces()? {
+    fn end_everywhere(&mut self, lost: &mut Lost) -> io::Result<()> {
+        let home = File::open("/proc/thread-self/ns/net")?;
+        let result = self.end_in(namespaces()?, lost);
+        // A namespace that a thread is in does not go, nor do its devices.
+        setns(home, CloneFlags::CLONE_NEWNET)?;
+        result
+    }
+
+    /// In these network namespaces: in all of them, even if something is wrong with one. The thread stays in the last.
+    fn end_in(&mut self, paths: impl Iterator<Item = PathBuf>, lost: &mut Lost) -> io::Result<()> {
+        let (mut seen, mut result) = (HashSet::new(), Ok(()));
+        for path in paths {
             // Processes come and go.
             let Ok(number) = fs::metadata(&path).map(|it| it.ino()) else { continue };
             if seen.insert(number) {
                 let Ok(namespace) = File::open(&path) else { continue };
-                setns(namespace, CloneFlags::CLONE_NEWNET)?;
-                ended.extend(self.end_here(lost)?);
+                let entered = setns(namespace, CloneFlags::CLONE_NEWNET).map_err(io::Error::from);
+                result = result.and(entered.and_then(|()| self.end_here(lost)));
             }
         }
-        Ok(ended)
+        result
     }
 
-    /// In the network namespace that the thread is in.
-    fn end_here(&self, lost: &BTreeMap<u64, Translation>) -> io::Result<Vec<u64>> {
+    /// In the network namespace that the thread is in. What is ended is lost no more.
+    fn end_here(&mut self, lost: &mut Lost) -> io::Result<()> {
         let diag = SockDiag::open()?;
         let mut connections = Vec::new();
         for &protocol in self.protocols {
             connections.extend(diag.connections(false, protocol)?);
             connections.extend(diag.connections(true, protocol)?);
         }
-        let mut ended = Vec::new();
         for connection in connections {
             let cookie = connection.cookie();
-            if lost.get(&cookie).is_none_or(|translation| !is_connected_to(&connection, translation)) {
+            let Some(translation) = lost.get(&cookie).copied().filter(|it| is_connected_to(&connection, it)) else {
                 continue;
-            }
+            };
+            // Before its process knows of it: that may connect the same socket anew, which is then watched again.
+            self.watched.forget(cookie, &translation);
             match diag.destroy(&connection) {
-                Ok(()) => ended.push(cookie),
+                Ok(()) => {
+                    lost.remove(&cookie);
+                }
                 // Its process was faster.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                    let why = "this kernel ends no sockets (CONFIG_INET_DIAG_DESTROY)";
-                    return Err(io::Error::new(error.kind(), why));
-                }
                 Err(error) => {
+                    self.watched.remember(cookie, &translation);
+                    if error.raw_os_error() == Some(libc::EOPNOTSUPP) {
+                        let why = "this kernel ends no sockets (CONFIG_INET_DIAG_DESTROY)";
+                        return Err(io::Error::new(error.kind(), why));
+                    }
                     let peer = connection.peer();
                     warn!(%error, "a socket that is connected to a backend that is gone stays: {peer:?}");
                 }
             }
         }
-        Ok(ended)
+        Ok(())
     }
 }
 

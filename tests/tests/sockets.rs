@@ -20,8 +20,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::maps::{HashMap, Map};
-use lb_common::abi::Translation;
+use aya::maps::{Array, HashMap, Map};
+use lb_common::abi::{Backend, Translation};
 use lb_userspace::dataplane::kernel::SocketHook;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -173,6 +173,25 @@ fn a_udp_socket_may_be_connected_elsewhere() {
         for to in [first, second, straight, first] {
             socket.connect(to).unwrap();
             assert_eq!((socket.peer().unwrap(), socket.ask_peer().unwrap()), (to, pod.name().to_owned()));
+        }
+    }
+}
+
+/// It is given nobody else's answers.
+#[test]
+fn a_udp_socket_that_is_connected_stays_with_its_backend_when_it_names_the_service() {
+    let cluster = cluster();
+    let _servers = serve(&cluster);
+    let pods = [(1, 1), (1, 2), (2, 1), (2, 2)].map(|(i, k)| cluster.pod(i, k));
+    let _agent = Agent::start_on(cluster.node(1), &file([Service::new(1).endpoints(pods)]), &[]);
+    for to in vips(1) {
+        for _ in 0..10 {
+            let socket = cluster.node(1).host().datagrams(to.ip());
+            socket.connect(to).unwrap();
+            let backend = socket.ask_peer().unwrap();
+            for _ in 0..3 {
+                assert_eq!(socket.ask(to).unwrap(), backend, "{to}");
+            }
         }
     }
 }
@@ -387,6 +406,54 @@ fn no_client_of_udp_stays_on_a_dead_backend_while_all_are_replaced() {
     assert!(ended >= CLIENTS as u64 / 2, "{ended}");
 }
 
+/// The kernel ends a socket by cutting its connection, which wakes its process: that connects it once more while others are ended.
+#[test]
+fn a_socket_of_udp_that_is_connected_once_more_is_ended_once_more() {
+    const CLIENTS: usize = 40;
+    let cluster = cluster();
+    let pods = [(1, 1), (1, 2), (2, 1)].map(|(i, k)| cluster.pod(i, k));
+    let with = |pod| file([Service::new(1).endpoint(pod)]);
+    let agent = Agent::start_on(cluster.node(1), &with(pods[0]), &[]);
+    let ended = || agent.status()["sockets"]["ended"].as_u64().unwrap();
+    let to = vips(1)[0];
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            cluster.node(1).host().namespace().spawn(move |stop| {
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+                socket.connect(to).unwrap();
+                while !stop.is_cancelled() {
+                    // Nobody answers: it waits for its end.
+                    if socket.recv(&mut [0; 8]).is_err_and(|error| error.kind() == ErrorKind::ConnectionAborted) {
+                        socket.connect(to).unwrap();
+                    }
+                }
+            })
+        })
+        .collect();
+    eventually("all are connected", || watched(cluster.node(1).host()).iter().count() == CLIENTS);
+    for (step, pod) in (1..).zip([pods[1], pods[2], pods[0]]) {
+        agent.apply(&with(pod));
+        eventually("all are ended", || ended() == (CLIENTS * step) as u64);
+        eventually("all are connected again", || {
+            let address = lb_common::net::words(pod.v4().into());
+            watched(cluster.node(1).host())
+                .iter()
+                .filter(|it| it.as_ref().unwrap().1.backend_address == address)
+                .count()
+                == CLIENTS
+        });
+    }
+    for client in clients {
+        client.finish();
+    }
+}
+
+/// The sockets that are ended when their backends go.
+fn watched(host: &Host) -> HashMap<aya::maps::MapData, u64, Translation> {
+    Map::HashMap(host.pinned_map("WATCHED")).try_into().unwrap()
+}
+
 #[test]
 fn what_is_ended_is_what_was_asked_for() {
     let cluster = cluster();
@@ -430,7 +497,7 @@ fn sockets_of_udp_are_served_where_no_more_of_them_can_be_watched() {
     let _servers = serve(&cluster);
     let (host, pod) = (cluster.node(1).host(), cluster.pod(1, 1));
     let _agent = Agent::start_on(cluster.node(1), &file([Service::new(1).endpoint(pod)]), &[]);
-    let mut watched: HashMap<_, u64, Translation> = Map::HashMap(host.pinned_map("WATCHED")).try_into().unwrap();
+    let mut watched = watched(host);
     let open = host.datagrams(vips(1)[0].ip());
     open.connect(vips(1)[0]).unwrap();
     let example = watched.iter().next().unwrap().unwrap().1;
@@ -492,6 +559,36 @@ fn sockets_are_balanced_without_the_agent_and_by_the_next_one_until_one_is_told_
     }
     let status = agent.status();
     assert_eq!((&status["sockets"]["mode"], &status["sockets"]["attached"]), (&json!("off"), &json!(0)));
+}
+
+/// An agent that takes a backend away, and dies before it ends the sockets, leaves tables in which all is as it should be.
+#[test]
+fn sockets_that_an_agent_had_no_time_to_end_are_ended_by_the_next_one() {
+    let cluster = cluster();
+    let _servers = serve(&cluster);
+    let (node, host, pod) = (cluster.node(1), cluster.node(1).host(), cluster.pod(1, 1));
+    for arguments in [&[][..], &["--socket-lb", "off"]] {
+        let mut agent = Agent::start_on(node, &file([Service::new(1).endpoint(pod)]), &[]);
+        let sockets = vips(1).map(|to| {
+            let socket = host.datagrams(to.ip());
+            socket.connect(to).unwrap();
+            socket
+        });
+        agent.signal(Signal::SIGKILL);
+        agent.wait();
+        let mut backends: Array<_, Backend> = Map::Array(host.pinned_map("BACKENDS")).try_into().unwrap();
+        for (_, it) in watched(host).iter().map(Result::unwrap) {
+            let backend = backends.get(&it.backend, 0).unwrap();
+            backends.set(it.backend, Backend { generation: it.generation + 1, ..backend }, 0).unwrap();
+        }
+        agent = agent.restart_on(node, arguments);
+        for socket in &sockets {
+            eventually("the socket is ended", || socket.is_ended());
+        }
+        agent.signal(Signal::SIGTERM);
+        agent.wait();
+        assert!(agent.cleanup().status.success());
+    }
 }
 
 #[test]
@@ -749,6 +846,12 @@ fn sockets_of_pods_that_lose_their_backend_are_ended_too() {
         assert!(silence < long(), "{silence:?}");
     }
     assert_eq!(agent.status()["sockets"]["ended"], 100);
+    // A thread that stayed would keep the pod's devices.
+    let namespace = |path: String| fs::read_link(path).unwrap();
+    let own = namespace(format!("/proc/{}/ns/net", agent.pid()));
+    for thread in fs::read_dir(format!("/proc/{}/task", agent.pid())).unwrap() {
+        assert_eq!(namespace(format!("{}/ns/net", thread.unwrap().path().display())), own);
+    }
 }
 
 #[test]

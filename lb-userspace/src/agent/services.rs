@@ -205,6 +205,8 @@ impl Agent {
         })?;
         self.in_force = Some(decision);
         self.stuck = None;
+        // Where room was short, what had gone before was freed on the way.
+        self.end_sockets();
         Ok(changes)
     }
 

@@ -72,7 +72,7 @@ impl SocketOptions {
 impl Agent {
     /// Attaches to the hooks of sockets. Where that can't be, packets are balanced all the same.
     pub(super) fn attach_sockets(&mut self) -> Sockets {
-        let mut sockets = Sockets::default();
+        let mut sockets = Sockets { ender: self.start_ender(), ..Sockets::default() };
         let Options { sockets: options, settings, .. } = &self.options;
         let mode = options.mode;
         if mode == SocketMode::Off {
@@ -105,12 +105,6 @@ impl Agent {
             }
         }
         let kernel = self.tables.dataplane_mut();
-        if let Some(watched) = kernel.take_watched() {
-            match Ender::start(watched, &settings.sockets) {
-                Ok(ender) => sockets.ender = Some(ender),
-                Err(error) => error!(%error, "sockets that lose their backends are not ended"),
-            }
-        }
         sockets.exempt(kernel);
         kernel.attach_sockets(&group);
         for missing in kernel.missing_hooks() {
@@ -125,6 +119,14 @@ impl Agent {
         );
         sockets.group = Some(group.name().to_owned());
         sockets
+    }
+
+    /// Begins to end sockets, of a former agent's making, too: even where none are balanced any more.
+    fn start_ender(&mut self) -> Option<Ender> {
+        let watched = self.tables.dataplane_mut().take_watched()?;
+        Ender::start(watched, &self.options.settings.sockets)
+            .inspect_err(|error| error!(%error, "sockets that lose their backends are not ended"))
+            .ok()
     }
 
     /// Whether there is no process of the node that is not balanced by its sockets.

@@ -27,10 +27,9 @@ pub(super) struct Connection {
 const ID: usize = 48;
 /// Bytes of `struct inet_diag_req_v2`: family, protocol, extensions, a pad, states, id.
 const REQUEST: usize = 8 + ID;
-/// The bit of `TCP_ESTABLISHED`, which connected sockets of UDP are in, too.
-const CONNECTED: u32 = 1 << 1;
-/// `TCP_SYN_SENT`.
-const CONNECTING: u32 = 1 << 2;
+/// The states of sockets that are connected, or about to be, as bits: `TCP_ESTABLISHED`, in which those of UDP are, too,
+/// `TCP_SYN_SENT`; and those with one side closed, `TCP_FIN_WAIT1`, `TCP_FIN_WAIT2` and `TCP_CLOSE_WAIT`.
+const CONNECTED: u32 = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 8;
 
 /// A conversation with the kernel about the sockets of one network namespace: that of the thread that begins it.
 pub(super) struct SockDiag {
@@ -66,13 +65,25 @@ impl SockDiag {
                     NetlinkPayload::InnerMessage(Message::Connection(connection)) => {
                         each(Connection { protocol, ..connection });
                     }
-                    NetlinkPayload::Done(_) => return Ok(()),
+                    NetlinkPayload::Done(done) => return ended(done.code),
                     NetlinkPayload::Error(error) if error.code.is_none() => return Ok(()),
                     NetlinkPayload::Error(error) => return Err(error.to_io()),
                     _ => {}
                 }
             }
         }
+    }
+}
+
+/// What the end of a list says: a negative error number where there is none.
+fn ended(code: i32) -> io::Result<()> {
+    match io::Error::from_raw_os_error(code.saturating_neg()) {
+        _ if code >= 0 => Ok(()),
+        error if error.kind() == io::ErrorKind::NotFound => {
+            let why = "this kernel does not list its sockets (CONFIG_INET_DIAG, CONFIG_INET_UDP_DIAG; as modules inet_diag, udp_diag)";
+            Err(io::Error::new(io::ErrorKind::Unsupported, why))
+        }
+        error => Err(error),
     }
 }
 
@@ -133,7 +144,7 @@ impl NetlinkSerializable for Message {
 
     fn serialize(&self, buffer: &mut [u8]) {
         let Self::Request(Request { family, protocol, id, .. }) = self else { return };
-        let states = (CONNECTED | CONNECTING).to_ne_bytes();
+        let states = CONNECTED.to_ne_bytes();
         buffer.copy_from_slice(&[&[*family, *protocol, 0, 0], &states[..], id].concat());
     }
 }
@@ -170,8 +181,14 @@ mod tests {
         let mut bytes = vec![0xFF; message.buffer_len()];
         message.serialize(&mut bytes);
         assert_eq!((message.message_type(), bytes.len()), (21, 56));
-        // Established, and connecting.
-        assert_eq!(bytes, [&[2, 17, 0, 0], &6_u32.to_ne_bytes()[..], &id].concat());
+        assert_eq!(bytes, [&[2, 17, 0, 0], &0x136_u32.to_ne_bytes()[..], &id].concat());
+    }
+
+    #[test]
+    fn a_list_that_is_not_there_is_no_empty_one() {
+        assert!(ended(0).is_ok());
+        assert!(ended(-libc::ENOENT).is_err_and(|error| error.to_string().contains("udp_diag")));
+        assert!(ended(-libc::EPERM).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied));
     }
 
     #[test]

@@ -244,6 +244,9 @@ pub(super) fn attach(object: &mut Ebpf, hook: SocketHook, group: &ControlGroup) 
     })
 }
 
+/// That an entry is made only where there is none: `BPF_NOEXIST` in `include/uapi/linux/bpf.h`.
+const NOEXIST: u64 = 1;
+
 /// What tells which sockets have lost their backends.
 pub struct Watched {
     sockets: HashMap<MapData, u64, Translation>,
@@ -269,10 +272,17 @@ impl Watched {
         }
     }
 
-    /// A socket needs no watching any more.
-    pub fn forget(&mut self, cookie: u64) {
-        // It may have gone by itself.
-        let _gone = self.sockets.remove(&cookie);
+    /// A socket needs no watching any more, unless it was connected anew since it was seen so.
+    pub fn forget(&mut self, cookie: u64, seen: &Translation) {
+        if self.sockets.get(&cookie, 0).is_ok_and(|now| now == *seen) {
+            // It may have gone by itself.
+            let _gone = self.sockets.remove(&cookie);
+        }
+    }
+
+    /// A socket is to be watched on, unless it is already.
+    pub fn remember(&mut self, cookie: u64, seen: &Translation) {
+        let _known = self.sockets.insert(cookie, seen, NOEXIST);
     }
 
     /// Whether the backend is still the one that was chosen.

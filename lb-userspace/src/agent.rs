@@ -33,7 +33,7 @@ use crate::{
     dataplane::{
         DataplaneError, SizeOptions, Sizes,
         collect::{Collector, Progress},
-        kernel::{self, ANYWHERE, Addresses, Kernel, Pins, PinsError, Settings, XdpMode},
+        kernel::{self, ANYWHERE, Addresses, DEFAULT_PINS, Kernel, Pins, PinsError, Settings, XdpMode},
         tables::{Drift, Tables, Wait},
     },
     describe, doctor,
@@ -354,6 +354,7 @@ impl Agent {
             first.as_ref().is_some_and(|first| first.desired.is_frontend(address))
         });
         let mut sysctls = Sysctls::open(&cleanup::record(&options.admin)?);
+        sysctls.note_pins(Some(options.bpffs.as_path()).filter(|it| *it != Path::new(DEFAULT_PINS)));
         sysctl::warn_of_shared_ports(&options.settings.snat_ports);
         if !options.keep_sysctls {
             // VLAN devices on the named interfaces, too: the stack takes in what comes by them.
@@ -499,6 +500,14 @@ impl Agent {
         let mut addresses = self
             .network
             .addresses(before, |address| self.desired().is_some_and(|desired| desired.is_frontend(address)));
+        if !self.options.keep_sysctls {
+            // VLAN devices that came since.
+            let new = addresses.keys().filter(|&interface| !before.contains_key(interface));
+            let names = new.filter_map(|&index| name_of(index)).collect::<Vec<_>>();
+            if !names.is_empty() {
+                self.sysctls.prepare(&names);
+            }
+        }
         let kernel = self.tables.dataplane_mut();
         for (&interface, known) in &mut addresses {
             known.is_attached &= kernel.sends_by(interface);

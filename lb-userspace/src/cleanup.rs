@@ -29,6 +29,14 @@ pub async fn clean_up(bpffs: &Path, admin: &Path) -> Result<bool, PinsError> {
     Ok(had_pins || had_changes)
 }
 
+/// Expects that nothing is pinned elsewhere: without it, half of what agents left would be taken away.
+pub fn expect_pins(bpffs: &Path, admin: &Path) -> Result<(), PinsError> {
+    match Sysctls::open(&record(admin)?).pins() {
+        Some(pins) if pins != bpffs && pins.exists() => Err(PinsError::Elsewhere(pins.to_owned())),
+        _ => Ok(()),
+    }
+}
+
 /// The file in which the changes to the host are on record: beside the admin socket, one for each network namespace.
 pub fn record(admin: &Path) -> Result<PathBuf, PinsError> {
     Ok(admin.with_file_name(kernel::namespace()?).with_extension("json"))

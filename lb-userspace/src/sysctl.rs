@@ -37,6 +37,18 @@ impl Sysctls {
         Self { record: Record::read(file) }
     }
 
+    /// Notes where the agent pins: `None` for the usual place.
+    pub fn note_pins(&mut self, pins: Option<&Path>) {
+        if self.record.note_pins(pins) {
+            self.record.write();
+        }
+    }
+
+    /// Where the last agent has pinned, if that is not the usual place.
+    pub fn pins(&self) -> Option<&Path> {
+        self.record.pins()
+    }
+
     /// Notes that interfaces have a clsact qdisc of ours.
     pub fn note_qdiscs(&mut self, interfaces: Vec<u32>) {
         if !interfaces.is_empty() {

@@ -6,6 +6,7 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -317,6 +318,22 @@ fn a_read_only_file_system_is_waited_for() {
 }
 
 #[test]
+fn cleanup_names_the_place_where_the_agent_had_its_pins() {
+    let (lab, bpffs) = (lab(), Bpffs::mount());
+    let mut agent = Agent::start(&lab, &web(lab.backends()), &[&bpffs.argument()]);
+    agent.signal(Signal::SIGTERM);
+    agent.wait();
+    let before = lab.lb().programs();
+    let output = agent.cleanup();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains(&bpffs.argument().replace('=', " ")), "{said}");
+    assert_eq!(lab.lb().programs(), before);
+    let output = lab.lb().namespace().run(|| agent.cli(&["cleanup", &bpffs.argument()]));
+    assert!(output.status.success(), "{output:?}");
+    lab.lb().assert_no_programs();
+}
+
+#[test]
 fn what_can_not_be_pinned_is_said_and_pinned_later() {
     let (lab, bpffs) = (lab(), Bpffs::mount());
     let _servers = lab.serve(8080);
@@ -417,6 +434,29 @@ fn an_uplink_that_is_missing_at_a_restart_is_attached_to_when_it_comes() {
     eventually("it is attached to", || {
         another.status()["interfaces"].as_array().unwrap().iter().all(|it| it["xdp"] == "native")
     });
+}
+
+/// What comes in by such a device, and has our own address as its source once it is translated, is for the stack to send on.
+#[test]
+fn vlan_devices_that_come_later_are_made_to_forward_too() {
+    let lab = lab();
+    let _agent = Agent::start(&lab, &web([lab.backend(1)]), &[]);
+    let setting = |name: &str| {
+        let file = format!("/proc/sys/net/ipv4/conf/eth-b3.7/{name}");
+        lab.lb().namespace().run(|| fs::read_to_string(file).is_ok_and(|value| value.trim() == "1"))
+    };
+    for _ in 0..2 {
+        let made = lab.lb().namespace().run(|| {
+            Command::new("ip").args("link add link eth-b3 name eth-b3.7 type vlan id 7".split(' ')).status().unwrap()
+        });
+        if !made.success() {
+            println!("skipped: the kernel has no VLAN devices (CONFIG_VLAN_8021Q)");
+            return;
+        }
+        lab.lb().namespace().ip("addr add 10.77.0.1/24 dev eth-b3.7\nlink set eth-b3.7 up");
+        eventually("it is made to forward", || setting("accept_local") && setting("forwarding"));
+        lab.lb().namespace().ip("link del eth-b3.7");
+    }
 }
 
 #[test]

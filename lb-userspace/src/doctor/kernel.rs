@@ -150,11 +150,11 @@ fn all_there(sort: &str, tried: &[(&str, &io::Result<bool>)], lacking: Check) ->
 fn tcx(facts: &Facts) -> Check {
     const NAME: &str = "tcx";
     match &facts.tcx {
-        Ok(true) => Check::ok(NAME, "tc programs are attached by links, which go with the agent"),
+        Ok(true) => Check::ok(NAME, "tc programs are attached by links"),
         Ok(false) => Check::note(
             NAME,
             "the kernel has no tcx (Linux 6.6 and later do), so filters of the clsact qdisc are used",
-            "nothing; but stop wharf rather than kill it, as such filters outlive it",
+            "nothing: they do the same",
         ),
         Err(error) => Check::unknown(NAME, format!("a tcx link to no interface gave: {error}"), AS_ROOT),
     }

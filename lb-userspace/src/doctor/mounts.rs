@@ -51,7 +51,10 @@ fn bpffs(facts: &Facts, mounts: &[Mount]) -> Check {
                 Check::ok(NAME, format!("{path} lies in the BPF file system at {at}, and is writable"))
             } else {
                 let found = format!("{path} lies in the BPF file system at {at}, but this process may not write there");
-                Check::warning(NAME, found, "run wharf as root, or let its user write there")
+                let remedy = format!(
+                    "run wharf as root, or let its user write there; if it is mounted read-only, mount -o remount,rw {at}"
+                );
+                Check::warning(NAME, found, remedy)
             }
         }
         _ => {
@@ -76,7 +79,7 @@ fn cgroup2(mounts: &[Mount]) -> Check {
             "cgroup2",
             "no cgroup v2 hierarchy is mounted",
             "nothing if wharf run is to run as root, which finds it all the same; else mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified, \
-             or processes of this machine do not reach services",
+             or what processes of this machine send is balanced packet by packet, which is slower",
         ),
     }
 }

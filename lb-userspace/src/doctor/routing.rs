@@ -82,6 +82,11 @@ pub(super) fn checks(facts: &Facts, keep_sysctls: bool) -> Vec<Check> {
 }
 
 /// Who can set what is set wrong.
+/// What `sysctl` calls a setting of an interface: the dots in its name, as in those of VLAN devices, are slashes there.
+fn key(family: &str, uplink: &Uplink, setting: &str) -> String {
+    format!("net.{family}.conf.{}.{setting}", uplink.name.replace('.', "/"))
+}
+
 #[derive(Clone, Copy)]
 struct Judge {
     keep_sysctls: bool,
@@ -109,7 +114,7 @@ impl Judge {
 
     fn forwarding(self, uplink: &Uplink) -> Check {
         const NAME: &str = "ipv4-forwarding";
-        let key = format!("net.ipv4.conf.{}.forwarding", uplink.name);
+        let key = key("ipv4", uplink, "forwarding");
         match &uplink.forwarding {
             Ok(value) if value == "1" => Check::ok(NAME, format!("{key} is 1")),
             Ok(value) => {
@@ -121,7 +126,7 @@ impl Judge {
 
     fn rp_filter(self, uplink: &Uplink) -> Check {
         const NAME: &str = "rp-filter";
-        let key = format!("net.ipv4.conf.{}.rp_filter", uplink.name);
+        let key = key("ipv4", uplink, "rp_filter");
         match &uplink.rp_filter {
             [Ok(all), Ok(own)] => match all.max(own).as_str() {
                 "1" => {
@@ -139,7 +144,7 @@ impl Judge {
 
     fn accept_local(self, uplink: &Uplink) -> Check {
         const NAME: &str = "accept-local";
-        let key = format!("net.ipv4.conf.{}.accept_local", uplink.name);
+        let key = key("ipv4", uplink, "accept_local");
         match &uplink.accept_local {
             [Err(error), _] | [_, Err(error)] => unreadable(NAME, &key, error),
             values if values.iter().any(|value| value.as_ref().is_ok_and(|it| it == "1")) => {
@@ -157,7 +162,7 @@ impl Judge {
 
     fn accept_ra(self, uplink: &Uplink, forwarding: &io::Result<String>) -> Check {
         const NAME: &str = "accept-ra";
-        let key = format!("net.ipv6.conf.{}.accept_ra", uplink.name);
+        let key = key("ipv6", uplink, "accept_ra");
         match &uplink.accept_ra {
             Ok(value) if value == "1" => {
                 let forwards = forwarding.as_ref().is_ok_and(|value| value == "1");

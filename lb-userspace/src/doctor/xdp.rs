@@ -160,7 +160,10 @@ impl Facts {
         let name = &self.device.name;
         let program = self.program.as_deref();
         if program.is_some_and(|program| program.starts_with("wharf")) {
-            return Some(Check::ok(NAME, "wharf's own XDP program is attached: an agent is running"));
+            return Some(Check::ok(
+                NAME,
+                "wharf's own XDP program is attached, by an agent that runs, or one that has left it there",
+            ));
         }
         let known = program.map_or(String::new(), |program| format!(", {program}"));
         Some(Check::not_ok(

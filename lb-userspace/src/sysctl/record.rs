@@ -26,6 +26,9 @@ pub(super) struct Record {
     /// The numbers of the interfaces that have GRO on and had it off.
     #[serde(default)]
     gro: Vec<u32>,
+    /// Where the last agent has pinned, if that is not the usual place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pins: Option<PathBuf>,
 }
 
 /// A setting that was changed.
@@ -69,6 +72,17 @@ impl Record {
 
     pub(super) fn note_qdiscs(&mut self, interfaces: impl IntoIterator<Item = u32>) {
         self.qdiscs.extend(interfaces);
+    }
+
+    /// Says whether that is news.
+    pub(super) fn note_pins(&mut self, pins: Option<&Path>) -> bool {
+        let is_news = self.pins.as_deref() != pins;
+        self.pins = pins.map(Path::to_owned);
+        is_news
+    }
+
+    pub(super) fn pins(&self) -> Option<&Path> {
+        self.pins.as_deref()
     }
 
     pub(super) fn note_gro(&mut self, interface: u32) {

@@ -53,6 +53,9 @@ pub enum PinsError {
     /// They are another agent's.
     #[error("another wharf runs with the pins in {}: stop it first, or name another place with --bpffs", .0.display())]
     Busy(PathBuf),
+    /// They are somewhere else.
+    #[error("the last wharf has its pins in {pins}: `wharf cleanup --bpffs {pins}` takes away what it left", pins = .0.display())]
+    Elsewhere(PathBuf),
     /// There is no BPF file system.
     #[error("{} is not on a BPF file system: mount one (`mount -t bpf bpf DIRECTORY`), or name a place on one with --bpffs", .0.display())]
     NotBpffs(PathBuf),

@@ -74,7 +74,7 @@ fn programs_of_others_are_named_and_our_own_is_no_trouble() {
         program: program.map(str::to_owned),
         ..card()
     };
-    says(with(Some("wharf_xdp")), Native, "xdp-program", Fine, "agent is running");
+    says(with(Some("wharf_xdp")), Native, "xdp-program", Fine, "by an agent that runs");
     says(with(Some("xdp_dispatcher")), Native, "xdp-program", Problem, "id 7, xdp_dispatcher");
     says(with(None), Auto, "xdp-program", Warning, "(id 7)");
     says(with(None), Off, "xdp-program", Note, "xdp off");

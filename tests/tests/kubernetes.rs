@@ -209,6 +209,10 @@ fn load_balancers_are_told_whether_this_node_has_endpoints() {
     assert_eq!(health(lb, &url), expected(200, 2));
     world.server.apply(slice().endpoint("10.9.0.1").on("here").terminating(true));
     eventually("none that is ready", || health(lb, &url) == expected(503, 0));
+    // Of a service of one family there is one proxy to ask, whichever way one comes.
+    world.server.apply(balanced().set("spec.ipFamilies", json!(["IPv4"])).set("spec.clusterIPs", json!(["10.96.0.1"])));
+    world.server.apply(slice().endpoint("10.9.0.1").on("here"));
+    eventually("one", || health(lb, &over_v6) == expected(200, 1) && health(lb, &url) == expected(200, 1));
     world.server.apply(balanced().set("spec.externalTrafficPolicy", json!("Cluster")));
     eventually("nobody listens any more", || lb.http(&url).is_err());
     // The node itself.

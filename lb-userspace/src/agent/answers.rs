@@ -134,7 +134,9 @@ impl Agent {
     fn service_health(&self, port: u16, family: IpFamily) -> Option<ServiceHealthReport> {
         let desired = self.desired()?;
         let name = desired.health_checks().get(&port)?;
-        let ports = desired.ports_of(name).filter(|(port, _)| port.family == family);
+        // A service of one family has its proxy asked, whichever way one comes.
+        let has_family = desired.ports_of(name).any(|(port, _)| port.family == family);
+        let ports = desired.ports_of(name).filter(|(port, _)| port.family == family || !has_family);
         let endpoints = ports.flat_map(|(_, service)| &service.endpoints);
         let is_here = |&(address, endpoint): &(&SocketAddr, &Endpoint)| {
             endpoint.conditions.ready && self.node.has_endpoint(address.ip(), endpoint.node.as_deref())

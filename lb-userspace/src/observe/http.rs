@@ -23,6 +23,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use imbl::{OrdMap, ordmap::DiffItem};
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -219,16 +220,24 @@ async fn livez(State(queries): State<mpsc::Sender<Query>>) -> Response {
     health(&queries, Probe::Livez).await
 }
 
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Health<'a> {
+    last_updated: &'a str,
+    current_time: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_eligible: Option<bool>,
+}
+
 /// As kube-proxy answers (Kubernetes, `pkg/proxy/healthcheck/proxy_health.go`).
 async fn health(queries: &mpsc::Sender<Query>, probe: Probe) -> Response {
     match Query::ask(Request::Health { probe }, queries).await {
         report::Response::Health(report) => {
             let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
-            let mut body = json!({ "lastUpdated": report.last_updated, "currentTime": now });
-            if let Some(is_eligible) = report.is_node_eligible {
-                body["nodeEligible"] = is_eligible.into();
-            }
-            opinion(report.is_good, &body)
+            // As kube-proxy has it: what is well is as of now, however long ago something changed.
+            let updated = if report.is_good { &now } else { &report.last_updated };
+            let body = Health { last_updated: updated, current_time: &now, node_eligible: report.is_node_eligible };
+            opinion(report.is_good, &json!(body))
         }
         other => unavailable(&other),
     }

@@ -313,7 +313,14 @@ fn parse(text: &str) -> Option<IpAddr> {
     text.parse().ok().or_else(|| text.split('.').map(strip).collect::<Vec<_>>().join(".").parse().ok())
 }
 
+/// A range of addresses. One of IPv4 in IPv6 notation is taken for what it is, as addresses are.
 fn range(text: &str) -> Option<IpNet> {
+    const MAPPED: u8 = 96;
     let (ip, length) = text.trim().split_once('/')?;
-    Some(IpNet::new(parse(ip)?, length.parse().ok()?).ok()?.trunc())
+    let (ip, length) = (parse(ip)?, length.parse().ok()?);
+    let net = match ip.to_canonical() {
+        canonical if canonical != ip && length >= MAPPED => IpNet::new(canonical, length - MAPPED),
+        _ => IpNet::new(ip, length),
+    };
+    Some(net.ok()?.trunc())
 }

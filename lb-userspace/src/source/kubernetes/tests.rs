@@ -119,7 +119,7 @@ fn what_is_not_ours_is_left_alone() {
 fn a_load_balancers_addresses_are_served_where_it_is_no_proxy() {
     let spec = json!({
         "type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30_099,
-        "loadBalancerSourceRanges": [" 203.0.113.000/025", ""],
+        "loadBalancerSourceRanges": [" 203.0.113.000/025", "", "::ffff:198.51.100.0/120"],
         "ports": [{ "name": "http", "port": 80, "nodePort": 30_080 }],
         "sessionAffinity": "ClientIP", "sessionAffinityConfig": { "clientIP": { "timeoutSeconds": 7 } },
     });
@@ -132,7 +132,7 @@ fn a_load_balancers_addresses_are_served_where_it_is_no_proxy() {
     let balanced = web.frontends.iter().filter(|(_, kind)| **kind == FrontendKind::LoadBalancer).map(|(it, _)| it);
     assert_eq!(addresses(balanced), ["192.0.2.1:80", "192.0.2.2:80"]);
     assert_eq!((web.node_port, web.external_policy, web.affinity), (Some(30_080), TrafficPolicy::Local, 7));
-    assert_eq!(web.source_ranges, ["203.0.113.0/25".parse().unwrap()].into());
+    assert_eq!(web.source_ranges, ["198.51.100.0/24", "203.0.113.0/25"].map(|it| it.parse().unwrap()).into());
     assert_eq!(
         desired.health_checks().iter().map(|(port, of)| (*port, &**of)).collect::<Vec<_>>(),
         [(30_099, "ns/web")]

@@ -93,7 +93,7 @@ fn a_healthy_lab_has_no_problem() {
     let agent = Agent::start(&lab, &file, &[]);
     let checks = doctor_in(&lab, &file, &["--xdp", "native", "--keep-sysctls"]);
     has_no_problem(&checks);
-    says(&checks, ["xdp-program", "eth-b1", "ok", "an agent is running"]);
+    says(&checks, ["xdp-program", "eth-b1", "ok", "by an agent that runs"]);
     assert!(checks.iter().all(|check| check.name != "gro"), "{checks:#?}");
     says(&checks, ["ipv4-forwarding", "eth-b1", "ok", "is 1"]);
     agent.stop();

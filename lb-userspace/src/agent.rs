@@ -325,6 +325,8 @@ struct Agent {
     is_unpinned: bool,
     /// Pod-facing devices that can't be attached to, by number.
     refused_pods: HashSet<u32>,
+    /// How many of those were tried again.
+    retried_pods: usize,
     /// Socket-level balancing, once it was begun.
     sockets: Option<Sockets>,
     sysctls: Sysctls,
@@ -389,6 +391,7 @@ impl Agent {
             reclaiming: None,
             lost: HashSet::new(),
             refused_pods: HashSet::new(),
+            retried_pods: 0,
             is_unpinned: false,
             sockets: None,
             sysctls,
@@ -402,7 +405,14 @@ impl Agent {
             Some(first) => {
                 agent.tell_lacking(&first.desired);
                 agent.know_node(&first.node);
-                agent.enforce(&first.desired)?
+                match agent.enforce(&first.desired) {
+                    // What the former agent served goes on, as it would have gone on under that one.
+                    Err(error @ DataplaneError::Full { .. }) if has_former => {
+                        agent.wait_for_room(&first.desired, &error);
+                        0
+                    }
+                    enforced => enforced?,
+                }
             }
             None => 0,
         };

@@ -58,7 +58,10 @@ pub struct PodDevice {
 
 /// Follows the network of this namespace.
 pub struct Network {
+    /// To ask.
     handle: Handle,
+    /// As long as there is one, what changes is told.
+    _listener: Handle,
     messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
     roles: Roles,
     listing: Listing,
@@ -120,7 +123,7 @@ pub enum NetworkError {
 impl Network {
     /// Begins to follow, and looks around. Has to be called inside a tokio runtime.
     pub async fn follow(roles: Roles) -> Result<Self, NetworkError> {
-        let (connection, handle, messages) = new_multicast_connection(&[
+        let (listening, listener, messages) = new_multicast_connection(&[
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv6Ifaddr,
@@ -131,9 +134,13 @@ impl Network {
             MulticastGroup::Neigh,
         ])
         .map_err(NetworkError::Socket)?;
-        tokio::spawn(connection);
+        tokio::spawn(listening);
+        // Where there is no room for all that the kernel tells, an answer would be lost among it, and waited for in vain.
+        let (asking, handle, _) = new_connection().map_err(NetworkError::Socket)?;
+        tokio::spawn(asking);
         let mut network = Self {
             handle,
+            _listener: listener,
             messages,
             roles,
             listing: Listing::default(),

@@ -28,6 +28,13 @@ impl Host {
         links[0]["address"].as_str().expect("every link has one").to_owned()
     }
 
+    /// The number of an interface.
+    #[track_caller]
+    pub fn number(&self, interface: &str) -> u64 {
+        let links = self.json("ip", &["-json", "link", "show", interface]);
+        links[0]["ifindex"].as_u64().expect("every link has one")
+    }
+
     /// Everything that programs are attached by: `<interface> xdp`, `<interface> tcx <direction> <program>`,
     /// and `<interface> <qdisc>` for the kinds of queueing discipline that exist to have programs. Sorted.
     #[track_caller]

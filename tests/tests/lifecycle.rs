@@ -436,6 +436,35 @@ fn an_uplink_that_is_missing_at_a_restart_is_attached_to_when_it_comes() {
     });
 }
 
+#[test]
+fn an_interface_that_comes_back_with_its_number_is_attached_to() {
+    let lab = lab();
+    let agent = Agent::start(&lab, &web([lab.backend(1)]), &[]);
+    let number = lab.lb().number("eth-b3");
+    lab.lb().namespace().ip("link del eth-b3");
+    eventually("it is missed", || agent.log().contains("interface eth-b3 is gone"));
+    lab.lb().namespace().ip(&format!("link add eth-b3 index {number} type veth peer name other\nlink set eth-b3 up"));
+    eventually("it is attached to", || lab.lb().programs().contains(&"eth-b3 xdp".to_owned()));
+}
+
+#[test]
+fn who_starts_with_more_than_there_is_room_for_goes_on_with_what_was_served() {
+    let lab = lab();
+    let _servers = lab.serve(8080);
+    let served_by = |i| file([Service::new(1).endpoints([lab.backend(i)])]);
+    let arguments = ["--max-services", "4"];
+    let mut agent = Agent::start(&lab, &served_by(1), &arguments);
+    agent.signal(Signal::SIGKILL);
+    agent.wait();
+    agent.edit(&file((1..=20).map(|k| Service::new(k).endpoints([lab.backend(2)]))));
+    let agent = agent.launch_another(&lab, &arguments);
+    eventually("the lack of room is told", || agent.log().contains("--max-services"));
+    let answers = || lab.client().get_many(vips(1)[0], 3, 1).answers;
+    assert_eq!(answers(), BTreeMap::from([("b1".to_owned(), 3)]));
+    agent.edit(&served_by(2));
+    eventually("there is room", || answers() == BTreeMap::from([("b2".to_owned(), 3)]));
+}
+
 /// What comes in by such a device, and has our own address as its source once it is translated, is for the stack to send on.
 #[test]
 fn vlan_devices_that_come_later_are_made_to_forward_too() {

@@ -77,6 +77,8 @@ impl Agent {
             if kernel.attached_to(&interface).is_some() {
                 self.lost.remove(&interface);
             } else if nix::net::if_::if_nametoindex(interface.as_str()).is_err() {
+                // It may come back with the number that it had.
+                kernel.forget_uplink(&interface);
                 self.miss(&interface);
             } else {
                 if !self.options.keep_sysctls {
@@ -121,6 +123,13 @@ impl Agent {
         self.attach_at = (fresh > PODS_AT_ONCE).then(|| Instant::now() + ATTACH_PAUSE);
         let is_last = self.attach_at.is_none();
         new.sort_by_key(|device| self.refused_pods.contains(&device.index));
+        if let Some((_, refused)) = new.split_at_mut_checked(fresh)
+            && !refused.is_empty()
+        {
+            // Not the same ones each time.
+            refused.rotate_left(self.retried_pods % refused.len());
+            self.retried_pods = self.retried_pods.wrapping_add(PODS_AT_ONCE.saturating_sub(fresh));
+        }
         new.truncate(PODS_AT_ONCE);
         for PodDevice { index, name } in new {
             match kernel.attach_pod(&name) {

@@ -127,6 +127,11 @@ impl Agent {
         }
     }
 
+    /// Keeps what did not fit at the start.
+    pub(super) fn wait_for_room(&mut self, desired: &Arc<Desired>, error: &DataplaneError) {
+        self.wait_for(desired, Some(Lack::OfAll(describe(error))));
+    }
+
     /// What is wanted is in force now, which took since `begin`.
     pub(super) fn note_applied(&mut self, begin: Instant) {
         self.applied = SystemTime::now();
@@ -172,7 +177,7 @@ impl Agent {
             Some(Waiting { desired, lack: Lack::OfSome { services, .. } }) => (Arc::clone(desired), services.clone()),
             _ => Default::default(),
         };
-        let mut services = BTreeMap::new();
+        let (mut services, mut has_changed_since) = (BTreeMap::new(), false);
         for name in admitted.names_by_growth(desired) {
             if let Some(reason) = known.get(&name).filter(|_| before.says_the_same(desired, &name)) {
                 services.insert(name, reason.clone());
@@ -183,6 +188,8 @@ impl Agent {
             match self.enforce(&Arc::new(next.clone())) {
                 Ok(more) => {
                     changes += more;
+                    // Not only endpoints take room: there may be some again for one that was refused before.
+                    has_changed_since |= more > 0 && !services.is_empty();
                     admitted = next;
                 }
                 Err(error @ DataplaneError::Full { .. }) => drop(services.insert(name, describe(&error))),
@@ -190,8 +197,7 @@ impl Agent {
             }
         }
         let was_stale = matches!(&self.waiting, Some(Waiting { lack: Lack::OfSome { is_stale: true, .. }, .. }));
-        // Those that go or shrink come first: whatever was tried just now was tried after them.
-        let is_stale = was_stale || changes > 0 && !known.is_empty();
+        let is_stale = was_stale || has_changed_since || changes > 0 && !known.is_empty();
         Ok((changes, (!services.is_empty()).then_some(Lack::OfSome { services, is_stale })))
     }
 

@@ -334,6 +334,11 @@ impl Kernel {
         self.attachments.retain_pods(stays);
     }
 
+    /// Forgets an uplink whose device is gone.
+    pub fn forget_uplink(&mut self, interface: &str) {
+        self.attachments.forget_uplink(interface);
+    }
+
     /// How the programs sit on an uplink, if it is still there.
     pub fn attached_to(&self, interface: &str) -> Option<&Attachment> {
         let attachment = self.attachments.uplinks.get(interface)?;

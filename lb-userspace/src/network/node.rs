@@ -83,7 +83,8 @@ impl Roles {
 
     /// The node, whose primary addresses are these.
     pub(super) fn node(&self, listing: &Listing, pod_facing: &BTreeSet<u32>, primary: Addresses) -> Node {
-        let valid = listing.addresses.iter().filter(|address| address.is_valid());
+        let of_services = listing.links.iter().find(|link| link.name == IPVS_DEVICE).map(|link| link.index);
+        let valid = listing.addresses.iter().filter(|it| it.is_valid() && Some(it.interface) != of_services);
         let addresses: BTreeSet<_> = valid.map(|it| it.ip).filter(is_reachable).collect();
         let primary = [primary.v4.map(IpAddr::from), primary.v6.map(IpAddr::from)];
         let serves_node_ports = |address: &IpAddr| match &self.node_ports {
@@ -116,6 +117,10 @@ impl Roles {
         }
     }
 }
+
+/// The device that kube-proxy in its mode `ipvs` gives the addresses of all services, and may have left behind
+/// (Kubernetes, `defaultDummyDevice` in `pkg/proxy/ipvs`): they are not this node's.
+const IPVS_DEVICE: &str = "kube-ipvs0";
 
 /// The loopback address of each family, and the address that stands for it in the tables.
 const LOCALHOST: [(IpAddr, IpAddr); 2] = [

@@ -19,7 +19,7 @@ use super::{
     programs::{Hook, descriptor, program},
     sockets::{self, ControlGroup, SocketHook},
 };
-use crate::dataplane::DataplaneError;
+use crate::{dataplane::DataplaneError, network::name_of};
 
 /// The name of the loopback interface in every network namespace.
 pub const LOOPBACK: &str = "lo";
@@ -243,6 +243,13 @@ impl Attachments {
     pub(super) fn retain_pods(&mut self, stays: impl Fn(u32) -> bool) {
         let gone: Vec<_> = self.pods.keys().copied().filter(|&index| !stays(index)).collect();
         gone.iter().filter_map(|index| self.pods.remove(index)).for_each(Attachment::release);
+    }
+
+    /// Forgets an uplink whose device is gone, and has not merely got another name.
+    pub(super) fn forget_uplink(&mut self, interface: &str) {
+        if self.uplinks.get(interface).is_some_and(|it| name_of(it.index()).is_none()) {
+            self.uplinks.remove(interface).into_iter().for_each(Attachment::release);
+        }
     }
 
     /// Takes tcx for missing, as it is below Linux 6.6.

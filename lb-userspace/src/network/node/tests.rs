@@ -112,6 +112,20 @@ fn a_node_knows_its_addresses_and_where_its_pods_are() {
 }
 
 #[test]
+fn the_addresses_of_services_that_ipvs_left_behind_are_not_the_nodes() {
+    let mut listing = listing();
+    let of_services = |name: &str, listing: &mut Listing| {
+        listing.links.push(Link::of(15, name, Some(InfoKind::Dummy)));
+        let node = roles(&["eth0"], &[]).node(listing, &BTreeSet::new(), Addresses::default());
+        listing.links.pop();
+        node.addresses.contains(&IpAddr::from([10, 96, 0, 1]))
+    };
+    listing.addresses.push(address(15, "10.96.0.1/32", AddressFlags::empty()));
+    assert!(of_services("dummy0", &mut listing));
+    assert!(!of_services("kube-ipvs0", &mut listing));
+}
+
+#[test]
 fn node_ports_are_served_where_the_operator_says() {
     let served = |text: &str| {
         let roles = Roles { node_ports: text.parse().unwrap(), ..roles(&["eth0"], &[]) };

@@ -171,6 +171,26 @@ fn a_service_that_finds_no_room_keeps_no_other_out() {
     agent.wait();
 }
 
+/// What has no endpoints takes room as well, and leaves it.
+#[test]
+fn a_service_that_was_refused_is_tried_again_when_another_one_left_at_the_same_time() {
+    let world = World::new();
+    let service = |name: &str| service("default", name).cluster_ips(cluster_ips(1)).port("http", PORT).build();
+    world.server.apply(service("z-old"));
+    // Two services: one of each family.
+    let arguments = [&NODE[..], &["--max-services", "2"]].concat();
+    let agent = Agent::launch_at(Home::of_cluster(&world.server), &world.lab, &arguments).ready();
+    let is_served = |name: &str| agent.ask("services").to_string().contains(name);
+    eventually("the first is served", || is_served("default/z-old"));
+    // Both changes come at once.
+    agent.signal(nix::sys::signal::Signal::SIGSTOP);
+    world.server.apply(service("a-new"));
+    world.server.delete("Service", "default", "z-old");
+    agent.signal(nix::sys::signal::Signal::SIGCONT);
+    assert!(poll(Duration::from_secs(40), || is_served("default/a-new").then_some(())).is_some(), "{}", agent.log());
+    agent.stop();
+}
+
 /// What a load balancer is told at the health check port of a service.
 fn health(host: &Host, url: &str) -> Option<(u16, Value, Option<String>)> {
     let page = host.http(url).ok()?;

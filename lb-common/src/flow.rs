@@ -143,11 +143,11 @@ impl TcpFlags {
     #[inline(always)]
     pub const fn of_sctp_chunk(chunk: u8) -> Self {
         Self(match chunk {
-            // INIT; INIT ACK; ABORT; SHUTDOWN and SHUTDOWN COMPLETE.
+            // INIT; INIT ACK; ABORT; SHUTDOWN, SHUTDOWN ACK, which is the other end's, and SHUTDOWN COMPLETE.
             1 => Self::SYN,
             2 => Self::SYN | Self::ACK,
             6 => Self::RST | Self::ACK,
-            7 | 14 => Self::FIN | Self::ACK,
+            7 | 8 | 14 => Self::FIN | Self::ACK,
             _ => Self::ACK,
         })
     }

@@ -656,7 +656,8 @@ mod tests {
     fn sctp_chunks_read_like_flags() {
         let mut bytes = tcp4();
         bytes[23] = 132;
-        for (chunk, opens, ends) in [(1, true, false), (2, false, false), (0, false, false), (6, false, true)] {
+        let ends = [6, 7, 8, 14].map(|chunk| (chunk, false, true));
+        for (chunk, opens, ends) in [(1, true, false), (2, false, false), (0, false, false)].into_iter().chain(ends) {
             bytes[46] = chunk;
             assert_eq!((v4(&bytes).opens_flow(), v4(&bytes).flags.ends()), (opens, ends), "chunk {chunk}");
         }

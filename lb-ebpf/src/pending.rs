@@ -68,6 +68,8 @@ pub(crate) fn find<P: Packet, F: FamilyMaps>(
         return Ok(None);
     };
     entry.last_seen = moment.tick.0;
+    // The copy is what becomes an established flow.
+    flow.last_seen = moment.tick.0;
     if flow.direction() == Direction::Reply {
         note_answer(packet, segment, entry);
     } else if !segment.flags.is_syn()

@@ -360,7 +360,8 @@ impl Agent {
         sysctl::warn_of_shared_ports(&options.settings.snat_ports);
         if !options.keep_sysctls {
             // VLAN devices on the named interfaces, too: the stack takes in what comes by them.
-            let names = addresses.keys().filter_map(|&index| name_of(index)).collect::<Vec<_>>();
+            let interfaces = addresses.keys().copied().chain(network.ports_of_bonds());
+            let names = interfaces.filter_map(name_of).collect::<Vec<_>>();
             sysctls.prepare(&names);
             sysctls.reserve(&options.settings.snat_ports);
         }
@@ -511,9 +512,9 @@ impl Agent {
             .network
             .addresses(before, |address| self.desired().is_some_and(|desired| desired.is_frontend(address)));
         if !self.options.keep_sysctls {
-            // VLAN devices that came since.
-            let new = addresses.keys().filter(|&interface| !before.contains_key(interface));
-            let names = new.filter_map(|&index| name_of(index)).collect::<Vec<_>>();
+            // VLAN devices that came since, and ports of bonds.
+            let new = addresses.keys().copied().filter(|interface| !before.contains_key(interface));
+            let names = new.chain(self.network.ports_of_bonds()).filter_map(name_of).collect::<Vec<_>>();
             if !names.is_empty() {
                 self.sysctls.prepare(&names);
             }

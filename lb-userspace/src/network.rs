@@ -202,6 +202,15 @@ impl Network {
         self.link(interface)?.port_of
     }
 
+    /// The ports of those uplinks that are bonds: with XDP in the driver packets come in by these.
+    pub fn ports_of_bonds(&self) -> impl Iterator<Item = u32> {
+        let is_bond = |index| {
+            let link = self.link(index);
+            link.is_some_and(|it| it.is_bond() && self.roles.uplinks.contains(&it.name))
+        };
+        self.listing.links.iter().filter(move |link| link.port_of.is_some_and(is_bond)).map(|link| link.index)
+    }
+
     fn link(&self, interface: u32) -> Option<&Link> {
         self.listing.links.iter().find(|link| link.index == interface)
     }

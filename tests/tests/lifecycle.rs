@@ -488,6 +488,34 @@ fn vlan_devices_that_come_later_are_made_to_forward_too() {
     }
 }
 
+/// In the driver packets come in by the port, and the kernel asks whether that one forwards.
+#[test]
+fn ports_of_bonds_are_made_to_forward() {
+    let lab = lab();
+    let namespace = lab.lb().namespace();
+    let made = namespace.run(|| Command::new("ip").args(["link", "add", "bond7", "type", "bond"]).status().unwrap());
+    if !made.success() {
+        println!("skipped: the kernel has no bonds (CONFIG_BONDING)");
+        return;
+    }
+    let join = |port: &str| {
+        namespace.ip(&format!(
+            "link add {port} type veth peer name {port}-peer\nlink set {port} master bond7\n\
+                               link set {port}-peer up"
+        ));
+    };
+    let forwards = |port: &str| {
+        let file = format!("/proc/sys/net/ipv4/conf/{port}/forwarding");
+        namespace.run(|| fs::read_to_string(file).is_ok_and(|value| value.trim() == "1"))
+    };
+    join("port0");
+    namespace.ip("link set bond7 up");
+    let _agent = Agent::start(&lab, &web([lab.backend(1)]), &["--interface", "bond7"]);
+    assert!(forwards("port0"), "one that is there");
+    join("port1");
+    eventually("one that comes later forwards", || forwards("port1"));
+}
+
 #[test]
 fn what_did_not_fit_is_applied_as_soon_as_there_is_room() {
     let lab = lab();

@@ -278,6 +278,24 @@ fn what_is_idle_for_longer_than_its_timeout_is_over() {
     });
 }
 
+/// Who sends now and then, and never hears anything, is not idle in between.
+#[test]
+fn who_sends_within_the_timeout_stays_with_a_backend_without_answers() {
+    let slow = Timeouts { datagram: 5, ..Settings::default().timeouts };
+    with_datapath(SIZES, |datapath| {
+        let services = services("10.2.0.1, 10.2.0.2, 10.2.0.3, 10.2.0.4");
+        datapath.with(Settings { timeouts: slow, ..Settings::default() }, &services, |datapath| {
+            let clients: Vec<_> = (1..=40).map(|host| format!("192.0.2.{host}")).collect();
+            let mut to = || clients.iter().map(|it| send(datapath, &datagram(it, 4242))).collect::<Vec<_>>();
+            let first = to();
+            for _ in 0..3 {
+                std::thread::sleep(std::time::Duration::from_millis(3200));
+                assert_eq!(to(), first);
+            }
+        });
+    });
+}
+
 #[test]
 fn live_connections_are_counted() {
     with_datapath(SIZES, |datapath| {

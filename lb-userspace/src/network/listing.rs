@@ -117,6 +117,11 @@ impl Link {
         self.kind == Some(InfoKind::Veth)
     }
 
+    /// Whether it is one device made of several.
+    pub(super) fn is_bond(&self) -> bool {
+        self.kind == Some(InfoKind::Bond)
+    }
+
     fn read(message: &LinkMessage) -> Self {
         let mut link = Self {
             index: message.header.index,

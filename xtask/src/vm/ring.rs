@@ -46,6 +46,7 @@ const RING: [(&str, &[&str]); 9] = [
         "lifecycle",
         &[
             "an_agent_takes_over_in_another_mode",
+            "ports_of_bonds_are_made_to_forward",
             "segments_are_put_together_behind_native_xdp_and_nothing_is_changed_elsewhere",
             "traffic_goes_on_without_the_agent",
             "vlan_devices_that_come_later_are_made_to_forward_too",

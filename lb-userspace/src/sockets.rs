@@ -34,6 +34,9 @@ use crate::{
 /// How long to wait for more changes, and then once more for connections that were just being made.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// How often to do both where something is not settled yet: for some five seconds.
+const TRIES: u32 = 25;
+
 /// Ends sockets, in a thread of its own.
 #[derive(Debug)]
 pub struct Ender {
@@ -53,6 +56,8 @@ struct Worker {
     ended: Arc<AtomicU64>,
     /// What went wrong last, as it is said once.
     failure: Option<String>,
+    /// Whether the last sweep has left something that may be found by another one soon.
+    is_unsettled: bool,
 }
 
 impl Ender {
@@ -67,10 +72,12 @@ impl Ender {
         let (changes, receiver) = mpsc::sync_channel(1);
         let ended = Arc::new(AtomicU64::new(0));
         let in_all = settings.ends_all;
-        let mut worker = Worker { watched, protocols, in_all, ended: Arc::clone(&ended), failure: None };
+        let mut worker =
+            Worker { watched, protocols, in_all, ended: Arc::clone(&ended), failure: None, is_unsettled: false };
         thread::Builder::new().name("sockets".to_owned()).spawn(move || {
             privileges::settle_ender_of_sockets(in_all);
             // What a former agent had no time for comes first.
+            let mut tries = 0;
             loop {
                 thread::sleep(PAUSE);
                 let before = worker.sweep();
@@ -81,8 +88,12 @@ impl Ender {
                 }
                 let after = worker.sweep();
                 worker.forget(&before, &after);
-                if receiver.recv().is_err() {
-                    return;
+                tries += 1;
+                if !worker.is_unsettled || tries == TRIES {
+                    tries = 0;
+                    if receiver.recv().is_err() {
+                        return;
+                    }
                 }
             }
         })?;
@@ -104,6 +115,7 @@ impl Ender {
 impl Worker {
     /// Ends what is to be ended now. What it looked for in vain; nothing where it could not look everywhere.
     fn sweep(&mut self) -> Lost {
+        self.is_unsettled = false;
         let (missed, failure) = match self.end_lost() {
             Ok(missed) => (missed, None),
             Err(error) => (Lost::new(), Some(error.to_string())),
@@ -114,12 +126,15 @@ impl Worker {
             error!("sockets of removed backends stay as they are: {error}");
         }
         self.failure = failure;
+        // The call that connects one may still be underway.
+        self.is_unsettled |= missed.values().any(Watched::is_recent);
         missed
     }
 
     /// Forgets what was looked for in vain twice: such sockets are closed, and nobody noticed.
     fn forget(&mut self, before: &Lost, after: &Lost) {
-        for (&cookie, translation) in after.iter().filter(|(cookie, it)| before.get(cookie) == Some(it)) {
+        let missed = after.iter().filter(|(cookie, it)| before.get(cookie) == Some(it) && !Watched::is_recent(it));
+        for (&cookie, translation) in missed {
             self.watched.forget(cookie, translation);
         }
     }
@@ -182,8 +197,11 @@ impl Worker {
                 Ok(()) => {
                     lost.remove(&cookie);
                 }
-                // Its process was faster.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                // Its process was faster, or the kernel was just moving it from one list to another.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    self.watched.remember(cookie, &translation);
+                    self.is_unsettled = true;
+                }
                 Err(error) => {
                     self.watched.remember(cookie, &translation);
                     if error.raw_os_error() == Some(libc::EOPNOTSUPP) {

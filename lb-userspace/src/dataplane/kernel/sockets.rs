@@ -7,10 +7,14 @@ use aya::{
     maps::{HashMap, IterableMap as _, MapData},
     programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, ProgramError, links::FdLink},
 };
-use lb_common::abi::{Backend, Translation};
+use lb_common::{
+    abi::{Backend, Translation},
+    flow::Tick,
+};
 
 use super::{
     batch::lookup_batch,
+    flows::now,
     programs::{program, refused},
 };
 use crate::dataplane::{DataplaneError, region::Region};
@@ -283,6 +287,11 @@ impl Watched {
     /// A socket is to be watched on, unless it is already.
     pub fn remember(&mut self, cookie: u64, seen: &Translation) {
         let _known = self.sockets.insert(cookie, seen, NOEXIST);
+    }
+
+    /// Whether a socket was connected some seconds ago only.
+    pub fn is_recent(connected: &Translation) -> bool {
+        now().since(connected.last_used) <= Tick::from_seconds(3)
     }
 
     /// Whether the backend is still the one that was chosen.

@@ -317,6 +317,8 @@ struct Agent {
     refused: Option<String>,
     /// What is wanted and the tables did not take, and why: it is tried again, as room may return.
     waiting: Option<Waiting>,
+    /// Why services are in force on the node as it was, and not as it is now.
+    outgrown: Option<String>,
     /// The wait for packets that may hold what was taken out of use.
     reclaiming: Option<JoinHandle<Reclaimed>>,
     /// Uplinks that are not there now.
@@ -389,6 +391,7 @@ impl Agent {
             revision: u64::from(first.is_some()),
             refused: first.is_none().then(|| "the source has not told all services yet".to_owned()),
             waiting: None,
+            outgrown: None,
             reclaiming: None,
             lost: HashSet::new(),
             refused_pods: HashSet::new(),

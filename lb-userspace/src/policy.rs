@@ -132,6 +132,11 @@ impl Decision {
         &self.desired
     }
 
+    /// The node.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
     /// What the maps are to say.
     pub fn decided(&self) -> &Arc<Decided> {
         &self.decided

@@ -533,15 +533,16 @@ fn what_did_not_fit_is_applied_as_soon_as_there_is_room() {
     let error = || agent.status()["servicesError"].as_str().map(str::to_owned);
     let is_full = |error: &str| error.contains("the table of frontends is full") && error.contains("--max-services");
     eventually("the lack of room is told", || error().is_some_and(|error| is_full(&error)));
-    // What the file says now does not fit either, and a mistake in it is told until it is mended.
+    let answers = || lab.client().get_many(vips(1)[0], 3, 1).answers;
+    assert_eq!(answers(), BTreeMap::from([("b1".to_owned(), 3)]));
+    // A mistake in the file is told until it is mended. What it says then fits, on the node as it was.
     agent.edit("services: [{}]");
     eventually("the mistake is told", || error().is_some_and(|error| error.contains("services[0].name")));
     agent.edit(&served_by(2));
+    eventually("services change all the same", || answers() == BTreeMap::from([("b2".to_owned(), 3)]));
     eventually("the lack of room is told again", || error().is_some_and(|error| is_full(&error)));
     let refused = || lab.lb().http("http://127.0.0.1:10249/metrics").unwrap().metric("wharf_services_refused");
     assert_eq!(refused(), Some(1.0));
-    let answers = || lab.client().get_many(vips(1)[0], 3, 1).answers;
-    assert_eq!(answers(), BTreeMap::from([("b1".to_owned(), 3)]));
     lab.lb().namespace().ip(&more("del"));
     let limit = Duration::from_secs(40);
     assert!(tests::poll(limit, || error().is_none().then_some(())).is_some(), "{:?}", error());

@@ -40,7 +40,7 @@ impl Agent {
     /// Compares what is desired, what the maps were made to say, and what they say.
     fn verify(&mut self, repair: bool) -> Result<VerifyReport, DataplaneError> {
         // From nothing, so that a mistake in following changes would be found, too.
-        let wanted = self.desired().map(|desired| policy::decide(desired, &self.node));
+        let wanted = self.in_force.as_ref().map(|it| policy::decide(it.desired(), it.node()));
         let unapplied = wanted.map_or(0, |wanted| plan(&wanted, self.tables.applied()).len());
         let drift = self.tables.audit(repair)?;
         let text = |text: &str| text.to_owned();

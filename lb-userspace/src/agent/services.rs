@@ -82,7 +82,9 @@ impl Agent {
 
     /// Tries again what was refused by the kernel, or did not fit.
     pub(super) fn apply_waiting(&mut self) {
-        if let Some(Waiting { lack, .. }) = &self.waiting
+        if self.outgrown.is_some() {
+            self.settle(Node::clone(&self.node));
+        } else if let Some(Waiting { lack, .. }) = &self.waiting
             && !matches!(lack, Lack::OfSome { is_stale: false, .. })
         {
             self.try_again();
@@ -144,9 +146,11 @@ impl Agent {
         self.try_again();
         let Some(desired) = self.desired().cloned() else { return };
         match self.enforce(&desired) {
-            Ok(changes) => info!(changes, "services applied to the node's addresses and pods as they are now"),
+            Ok(changes) if self.outgrown.is_none() => {
+                info!(changes, "services applied to the node's addresses and pods as they are now");
+            }
             Err(error) if self.waiting.is_none() => self.wait_for(&desired, Some(Lack::OfAll(describe(&error)))),
-            Err(_known) => {}
+            _known => {}
         }
         self.reclaim();
     }
@@ -201,9 +205,39 @@ impl Agent {
         Ok((changes, (!services.is_empty()).then_some(Lack::OfSome { services, is_stale })))
     }
 
-    /// Makes the tables say what is desired, on the node as it is now. This is the one place where services are applied.
+    /// Makes the tables say what is desired, on the node as it is now. Where that has outgrown them, with more addresses or another zone,
+    /// services go on to change on the node as it was.
     pub(super) fn enforce(&mut self, desired: &Arc<Desired>) -> Result<usize, DataplaneError> {
-        let decision = self.in_force.clone().unwrap_or_default().next(desired, &self.node);
+        let before = self.in_force.clone().unwrap_or_default();
+        match self.enforce_decision(before.next(desired, &self.node)) {
+            Err(error @ DataplaneError::Full { .. }) if self.in_force.is_some() && *before.node() != self.node => {
+                let changes = self.enforce_decision(before.next(desired, before.node()))?;
+                self.note_outgrown(Some(describe(&error)));
+                Ok(changes)
+            }
+            enforced => {
+                if enforced.is_ok() {
+                    self.note_outgrown(None);
+                }
+                enforced
+            }
+        }
+    }
+
+    /// Notes why services can't be in force on the node as it is now, and says so where that is news.
+    fn note_outgrown(&mut self, why: Option<String>) {
+        match (&self.outgrown, &why) {
+            (before, Some(now)) if before.as_ref() != Some(now) => {
+                error!("services are in force on this node as it was, and not as it is now: {now}");
+            }
+            (Some(_), None) => info!("services are in force on this node as it is now"),
+            _ => {}
+        }
+        self.outgrown = why;
+    }
+
+    /// Makes the tables say what was decided. This is the one place where services are applied.
+    fn enforce_decision(&mut self, decision: Decision) -> Result<usize, DataplaneError> {
         let changes = self.tables.apply(decision.decided()).inspect_err(|error| {
             if !matches!(error, DataplaneError::Full { .. }) {
                 self.stuck.get_or_insert_with(Instant::now);
@@ -257,7 +291,8 @@ impl Agent {
 
     /// Why not all is in force that is wanted.
     pub(super) fn error(&self) -> Option<String> {
-        self.refused.clone().or_else(|| self.waiting.as_ref().map(|waiting| waiting.lack.to_string()))
+        let lacking = || self.waiting.as_ref().map(|waiting| waiting.lack.to_string());
+        self.refused.clone().or_else(lacking).or_else(|| self.outgrown.clone())
     }
 
     /// Keeps the last good state, and says why.

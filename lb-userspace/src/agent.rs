@@ -7,7 +7,7 @@ mod services;
 mod sockets;
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -332,6 +332,8 @@ struct Agent {
     /// Socket-level balancing, once it was begun.
     sockets: Option<Sockets>,
     sysctls: Sysctls,
+    /// The interfaces that were made to forward, as far as they are still there.
+    prepared: BTreeSet<u32>,
     /// The processes that are kube-proxy, where that would serve the same services.
     kube_proxies: Vec<u32>,
 }
@@ -360,10 +362,9 @@ impl Agent {
         let mut sysctls = Sysctls::open(&cleanup::record(&options.admin)?);
         sysctls.note_pins(Some(options.bpffs.as_path()).filter(|it| *it != Path::new(DEFAULT_PINS)));
         sysctl::warn_of_shared_ports(&options.settings.snat_ports);
+        let prepared = network.takes_in_by();
         if !options.keep_sysctls {
-            // VLAN devices on the named interfaces, too: the stack takes in what comes by them.
-            let interfaces = addresses.keys().copied().chain(network.ports_of_bonds());
-            let names = interfaces.filter_map(name_of).collect::<Vec<_>>();
+            let names = prepared.iter().copied().filter_map(name_of).collect::<Vec<_>>();
             sysctls.prepare(&names);
             sysctls.reserve(&options.settings.snat_ports);
         }
@@ -399,6 +400,7 @@ impl Agent {
             is_unpinned: false,
             sockets: None,
             sysctls,
+            prepared,
             kube_proxies: Vec::new(),
             options,
         };
@@ -409,14 +411,7 @@ impl Agent {
             Some(first) => {
                 agent.tell_lacking(&first.desired);
                 agent.know_node(&first.node);
-                match agent.enforce(&first.desired) {
-                    // What the former agent served goes on, as it would have gone on under that one.
-                    Err(error @ DataplaneError::Full { .. }) if has_former => {
-                        agent.wait_for_room(&first.desired, &error);
-                        0
-                    }
-                    enforced => enforced?,
-                }
+                agent.enforce_first(&first.desired, has_former)?
             }
             None => 0,
         };
@@ -498,6 +493,7 @@ impl Agent {
             error!(error = describe(&error), "the interfaces and addresses are not known");
         }
         self.looked = Instant::now();
+        self.prepare_new();
         self.attach_again();
         self.attach_pods();
         self.choose_addresses();
@@ -514,14 +510,6 @@ impl Agent {
         let mut addresses = self
             .network
             .addresses(before, |address| self.desired().is_some_and(|desired| desired.is_frontend(address)));
-        if !self.options.keep_sysctls {
-            // VLAN devices that came since, and ports of bonds.
-            let new = addresses.keys().copied().filter(|interface| !before.contains_key(interface));
-            let names = new.chain(self.network.ports_of_bonds()).filter_map(name_of).collect::<Vec<_>>();
-            if !names.is_empty() {
-                self.sysctls.prepare(&names);
-            }
-        }
         let kernel = self.tables.dataplane_mut();
         for (&interface, known) in &mut addresses {
             known.is_attached &= kernel.sends_by(interface);

@@ -185,8 +185,7 @@ impl Network {
 
     /// An error if an uplink is one that can't be balanced on.
     pub fn check_uplinks(&self) -> Result<(), NetworkError> {
-        let uplinks = self.listing.links.iter().filter(|link| self.roles.uplinks.contains(&link.name));
-        match uplinks.into_iter().find(|link| !link.is_ethernet()) {
+        match self.listing.uplinks(&self.roles.uplinks).find(|link| !link.is_ethernet()) {
             Some(link) => Err(NetworkError::NotEthernet { interface: link.name.clone(), kind: link.layer.to_string() }),
             None => Ok(()),
         }
@@ -202,13 +201,14 @@ impl Network {
         self.link(interface)?.port_of
     }
 
-    /// The ports of those uplinks that are bonds: with XDP in the driver packets come in by these.
-    pub fn ports_of_bonds(&self) -> impl Iterator<Item = u32> {
-        let is_bond = |index| {
-            let link = self.link(index);
-            link.is_some_and(|it| it.is_bond() && self.roles.uplinks.contains(&it.name))
-        };
-        self.listing.links.iter().filter(move |link| link.port_of.is_some_and(is_bond)).map(|link| link.index)
+    /// The interfaces by which the stack takes in what is forwarded: uplinks, VLAN devices on them, and the ports of those uplinks that
+    /// are bonds, as by these it comes with XDP in the driver.
+    pub fn takes_in_by(&self) -> BTreeSet<u32> {
+        let uplinks = &self.roles.uplinks;
+        let bonds: BTreeSet<_> = self.listing.uplinks(uplinks).filter(|it| it.is_bond()).map(|it| it.index).collect();
+        let is_port = |link: &&Link| link.port_of.is_some_and(|of| bonds.contains(&of));
+        let ports = self.listing.links.iter().filter(is_port).map(|link| link.index);
+        source::interfaces(&self.listing, uplinks).into_keys().chain(ports).collect()
     }
 
     fn link(&self, interface: u32) -> Option<&Link> {

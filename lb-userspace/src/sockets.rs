@@ -193,21 +193,19 @@ impl Worker {
             };
             // Before its process knows of it: that may connect the same socket anew, which is then watched again.
             self.watched.forget(cookie, &translation);
-            match diag.destroy(&connection) {
-                Ok(()) => {
-                    lost.remove(&cookie);
-                }
+            let Err(error) = diag.destroy(&connection) else {
+                lost.remove(&cookie);
+                continue;
+            };
+            self.watched.remember(cookie, &translation);
+            match error.raw_os_error() {
                 // Its process was faster, or the kernel was just moving it from one list to another.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    self.watched.remember(cookie, &translation);
-                    self.is_unsettled = true;
+                Some(libc::ENOENT) => self.is_unsettled = true,
+                Some(libc::EOPNOTSUPP) => {
+                    let why = "this kernel ends no sockets (CONFIG_INET_DIAG_DESTROY)";
+                    return Err(io::Error::new(error.kind(), why));
                 }
-                Err(error) => {
-                    self.watched.remember(cookie, &translation);
-                    if error.raw_os_error() == Some(libc::EOPNOTSUPP) {
-                        let why = "this kernel ends no sockets (CONFIG_INET_DIAG_DESTROY)";
-                        return Err(io::Error::new(error.kind(), why));
-                    }
+                _ => {
                     let peer = connection.peer();
                     warn!(%error, "a socket that is connected to a backend that is gone stays: {peer:?}");
                 }

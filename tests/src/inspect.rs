@@ -17,22 +17,25 @@ impl Host {
     /// How many packets came in by an interface.
     #[track_caller]
     pub fn received(&self, interface: &str) -> u64 {
-        let links = self.json("ip", &["-json", "-stats", "link", "show", interface]);
-        links[0]["stats64"]["rx"]["packets"].as_u64().expect("every link counts")
+        self.link(interface)["stats64"]["rx"]["packets"].as_u64().expect("every link counts")
     }
 
     /// The Ethernet address of an interface.
     #[track_caller]
     pub fn mac(&self, interface: &str) -> String {
-        let links = self.json("ip", &["-json", "link", "show", interface]);
-        links[0]["address"].as_str().expect("every link has one").to_owned()
+        self.link(interface)["address"].as_str().expect("every link has one").to_owned()
+    }
+
+    /// What `ip` says of an interface.
+    #[track_caller]
+    fn link(&self, interface: &str) -> Value {
+        self.json("ip", &["-json", "-stats", "link", "show", interface])[0].take()
     }
 
     /// The number of an interface.
     #[track_caller]
     pub fn number(&self, interface: &str) -> u64 {
-        let links = self.json("ip", &["-json", "link", "show", interface]);
-        links[0]["ifindex"].as_u64().expect("every link has one")
+        self.link(interface)["ifindex"].as_u64().expect("every link has one")
     }
 
     /// Everything that programs are attached by: `<interface> xdp`, `<interface> tcx <direction> <program>`,

@@ -465,25 +465,31 @@ fn who_starts_with_more_than_there_is_room_for_goes_on_with_what_was_served() {
     eventually("there is room", || answers() == BTreeMap::from([("b2".to_owned(), 3)]));
 }
 
+/// Makes a device, if the kernel has such.
+fn can_make(host: &Host, link: &str) -> bool {
+    let arguments = ["link", "add"].into_iter().chain(link.split(' '));
+    host.namespace().run(|| Command::new("ip").args(arguments).status().unwrap()).success()
+}
+
+/// Whether a setting of an interface for IPv4 is on.
+fn is_set(host: &Host, interface: &str, setting: &str) -> bool {
+    let file = Path::new("/proc/sys/net/ipv4/conf").join(interface).join(setting);
+    host.namespace().run(|| fs::read_to_string(file).is_ok_and(|value| value.trim() == "1"))
+}
+
 /// What comes in by such a device, and has our own address as its source once it is translated, is for the stack to send on.
 #[test]
 fn vlan_devices_that_come_later_are_made_to_forward_too() {
     let lab = lab();
     let _agent = Agent::start(&lab, &web([lab.backend(1)]), &[]);
-    let setting = |name: &str| {
-        let file = format!("/proc/sys/net/ipv4/conf/eth-b3.7/{name}");
-        lab.lb().namespace().run(|| fs::read_to_string(file).is_ok_and(|value| value.trim() == "1"))
-    };
     for _ in 0..2 {
-        let made = lab.lb().namespace().run(|| {
-            Command::new("ip").args("link add link eth-b3 name eth-b3.7 type vlan id 7".split(' ')).status().unwrap()
-        });
-        if !made.success() {
+        if !can_make(lab.lb(), "link eth-b3 name eth-b3.7 type vlan id 7") {
             println!("skipped: the kernel has no VLAN devices (CONFIG_VLAN_8021Q)");
             return;
         }
         lab.lb().namespace().ip("addr add 10.77.0.1/24 dev eth-b3.7\nlink set eth-b3.7 up");
-        eventually("it is made to forward", || setting("accept_local") && setting("forwarding"));
+        let is_set = |name| is_set(lab.lb(), "eth-b3.7", name);
+        eventually("it is made to forward", || is_set("accept_local") && is_set("forwarding"));
         lab.lb().namespace().ip("link del eth-b3.7");
     }
 }
@@ -493,21 +499,15 @@ fn vlan_devices_that_come_later_are_made_to_forward_too() {
 fn ports_of_bonds_are_made_to_forward() {
     let lab = lab();
     let namespace = lab.lb().namespace();
-    let made = namespace.run(|| Command::new("ip").args(["link", "add", "bond7", "type", "bond"]).status().unwrap());
-    if !made.success() {
+    if !can_make(lab.lb(), "bond7 type bond") {
         println!("skipped: the kernel has no bonds (CONFIG_BONDING)");
         return;
     }
     let join = |port: &str| {
-        namespace.ip(&format!(
-            "link add {port} type veth peer name {port}-peer\nlink set {port} master bond7\n\
-                               link set {port}-peer up"
-        ));
+        namespace.ip(&format!("link add {port} type veth peer name {port}-peer"));
+        namespace.ip(&format!("link set {port} master bond7\nlink set {port}-peer up"));
     };
-    let forwards = |port: &str| {
-        let file = format!("/proc/sys/net/ipv4/conf/{port}/forwarding");
-        namespace.run(|| fs::read_to_string(file).is_ok_and(|value| value.trim() == "1"))
-    };
+    let forwards = |port| is_set(lab.lb(), port, "forwarding");
     join("port0");
     namespace.ip("link set bond7 up");
     let _agent = Agent::start(&lab, &web([lab.backend(1)]), &["--interface", "bond7"]);

@@ -11,7 +11,7 @@ use crate::{
         DataplaneError,
         kernel::{Attachment, LOOPBACK, XdpMode},
     },
-    network::PodDevice,
+    network::{PodDevice, name_of},
 };
 
 /// To how many pod-facing devices the agent attaches before it looks for other events: the kernel takes some 10 ms for each
@@ -68,6 +68,16 @@ impl Agent {
         let native = attachments.filter(|it| it.xdp() == XdpMode::Native).map(Attachment::index);
         let interfaces: Vec<_> = native.filter(|&interface| self.network.is_veth(interface)).collect();
         self.sysctls.put_segments_together(&interfaces);
+    }
+
+    /// Makes interfaces forward that have come since the last look.
+    pub(super) fn prepare_new(&mut self) {
+        let interfaces = self.network.takes_in_by();
+        let names: Vec<_> = interfaces.difference(&self.prepared).copied().filter_map(name_of).collect();
+        if !names.is_empty() && !self.options.keep_sysctls {
+            self.sysctls.prepare(&names);
+        }
+        self.prepared = interfaces;
     }
 
     /// An uplink that was removed and made again has a new number and no program.

@@ -83,7 +83,7 @@ impl Agent {
     /// Tries again what was refused by the kernel, or did not fit.
     pub(super) fn apply_waiting(&mut self) {
         if self.outgrown.is_some() {
-            self.settle(Node::clone(&self.node));
+            self.settle_again();
         } else if let Some(Waiting { lack, .. }) = &self.waiting
             && !matches!(lack, Lack::OfSome { is_stale: false, .. })
         {
@@ -129,9 +129,15 @@ impl Agent {
         }
     }
 
-    /// Keeps what did not fit at the start.
-    pub(super) fn wait_for_room(&mut self, desired: &Arc<Desired>, error: &DataplaneError) {
-        self.wait_for(desired, Some(Lack::OfAll(describe(error))));
+    /// Enforces what is wanted at the start. What a former agent served goes on where that does not fit, as it would under that one.
+    pub(super) fn enforce_first(&mut self, desired: &Arc<Desired>, has_former: bool) -> Result<usize, DataplaneError> {
+        match self.enforce(desired) {
+            Err(error @ DataplaneError::Full { .. }) if has_former => {
+                self.wait_for(desired, Some(Lack::OfAll(describe(&error))));
+                Ok(0)
+            }
+            enforced => enforced,
+        }
     }
 
     /// What is wanted is in force now, which took since `begin`.
@@ -143,6 +149,10 @@ impl Agent {
     /// Decides anew what is to be served, by the node as it is now.
     pub(super) fn settle(&mut self, node: Node) {
         self.node = Arc::new(node);
+        self.settle_again();
+    }
+
+    fn settle_again(&mut self) {
         self.try_again();
         let Some(desired) = self.desired().cloned() else { return };
         match self.enforce(&desired) {

@@ -81,12 +81,12 @@ pub(super) fn checks(facts: &Facts, keep_sysctls: bool) -> Vec<Check> {
     checks
 }
 
-/// Who can set what is set wrong.
 /// What `sysctl` calls a setting of an interface: the dots in its name, as in those of VLAN devices, are slashes there.
 fn key(family: &str, uplink: &Uplink, setting: &str) -> String {
     format!("net.{family}.conf.{}.{setting}", uplink.name.replace('.', "/"))
 }
 
+/// Who can set what is set wrong.
 #[derive(Clone, Copy)]
 struct Judge {
     keep_sysctls: bool,

@@ -26,6 +26,13 @@ pub(super) struct Listing {
     pub(super) routes: Vec<Route>,
 }
 
+impl Listing {
+    /// The interfaces of these names.
+    pub(super) fn uplinks(&self, names: &[String]) -> impl Iterator<Item = &Link> {
+        self.links.iter().filter(|link| names.contains(&link.name))
+    }
+}
+
 /// An interface.
 #[derive(Clone, Debug)]
 pub(crate) struct Link {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use rtnetlink::packet_route::link::InfoKind;
 
-use super::listing::{Address, Listing};
+use super::listing::{Address, Link, Listing};
 use crate::dataplane::kernel::{ANYWHERE, Addresses};
 
 /// See [`super::Network::addresses`].
@@ -18,17 +18,7 @@ pub(super) fn addresses(
     before: &BTreeMap<u32, Addresses>,
     is_frontend: impl Fn(IpAddr) -> bool,
 ) -> BTreeMap<u32, Addresses> {
-    let mut ours: BTreeMap<_, _> = listing
-        .links
-        .iter()
-        .filter(|link| uplinks.contains(&link.name))
-        .map(|link| (link.index, Addresses { is_attached: true, ..Addresses::default() }))
-        .collect();
-    for link in &listing.links {
-        if link.kind == Some(InfoKind::Vlan) && link.below.is_some_and(|below| ours.contains_key(&below)) {
-            ours.entry(link.index).or_default();
-        }
-    }
+    let mut ours = interfaces(listing, uplinks);
     let candidates: Vec<_> = listing
         .addresses
         .iter()
@@ -49,6 +39,18 @@ pub(super) fn addresses(
         }
     }
     ours.insert(ANYWHERE, primary(listing, uplinks, &ours));
+    ours
+}
+
+/// The uplinks, which are attached to, and the VLAN devices on them, without addresses yet.
+pub(super) fn interfaces(listing: &Listing, uplinks: &[String]) -> BTreeMap<u32, Addresses> {
+    let attached = |link: &Link| (link.index, Addresses { is_attached: true, ..Addresses::default() });
+    let mut ours: BTreeMap<_, _> = listing.uplinks(uplinks).map(attached).collect();
+    for link in &listing.links {
+        if link.kind == Some(InfoKind::Vlan) && link.below.is_some_and(|below| ours.contains_key(&below)) {
+            ours.entry(link.index).or_default();
+        }
+    }
     ours
 }
 

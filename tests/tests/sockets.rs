@@ -357,19 +357,21 @@ impl Clients {
         while !stop.is_cancelled() {
             for (socket, heard, backend) in &mut self.sockets {
                 self.silence = self.silence.max(heard.elapsed());
-                match socket.recv(&mut buffer) {
+                let asked = match socket.recv(&mut buffer) {
                     Ok(length) => {
                         let text = String::from_utf8_lossy(&buffer[..length]);
                         (*heard, *backend) = (Instant::now(), text.split(' ').next().unwrap().to_owned());
+                        socket.send(b"who?")
                     }
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                    Err(error) => {
-                        assert_eq!(error.kind(), ErrorKind::ConnectionAborted);
-                        *socket = Self::connected(self.to);
-                    }
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => socket.send(b"who?"),
+                    Err(error) => Err(error),
+                };
+                // Of its end a socket tells once: whoever sends or receives first.
+                if let Err(error) = asked {
+                    let is_end = [libc::ECONNABORTED, libc::EDESTADDRREQ].map(Some).contains(&error.raw_os_error());
+                    assert!(is_end, "{error}");
+                    *socket = Self::connected(self.to);
                 }
-                // It may have been ended just now.
-                let _ = socket.send(b"who?");
             }
             thread::sleep(Duration::from_millis(20));
         }

@@ -81,6 +81,15 @@ pub enum DataplaneError {
         /// The flag that sets the size.
         flag: &'static str,
     },
+    /// XDP is not to be trusted on a veth.
+    #[error(
+        "{interface} is a veth: it hands over packets whose checksums are not finished, which XDP breaks, and its other end may drop what \
+         XDP sends; --xdp native takes it all the same, after `ethtool -K IF tx off gro on` at the other end"
+    )]
+    VethXdp {
+        /// The interface.
+        interface: String,
+    },
     /// A map refused a frontend.
     #[error("frontend {frontend} could not be changed in the kernel")]
     Frontend {

@@ -107,7 +107,12 @@ impl Agent {
         let output = log.reopen().and_then(|file| Ok((file.try_clone()?, file))).expect("there are descriptors left");
         command.args(home.source()).stdout(output.0).stderr(output.1);
         // What a machine with little memory would have: many agents run at one time.
-        let process = command.args(["--max-flows", "65536"]).args(arguments).spawn().expect("it can be run");
+        command.args(["--max-flows", "65536"]);
+        // The labs' veth pairs are made to be cards, which `auto` can't know.
+        if !arguments.contains(&"--xdp") {
+            command.args(["--xdp", "native"]);
+        }
+        let process = command.args(arguments).spawn().expect("it can be run");
         Self { process, cleanup: home.command(binary, host, "cleanup"), log, home }
     }
 

@@ -8,11 +8,7 @@ use lb_userspace::{
     },
     network::remove_empty_clsact,
 };
-use tests::{
-    agent::Agent,
-    netns::NetNs,
-    topology::{Topology, VIP4, VIP6},
-};
+use tests::netns::NetNs;
 
 const SIZES: Sizes = Sizes { services: 8, backends: 8, slots: 8, flows: 128, pending_flows: 128, ..Sizes::DEFAULT };
 
@@ -61,7 +57,7 @@ fn each_mode_takes_the_place_that_it_names() {
         let namespace = namespace();
         namespace.run(|| {
             let mut kernel = load();
-            let attachment = kernel.attach_uplink("up0", mode).expect("it attaches");
+            let attachment = kernel.attach_uplink("up0", mode, false).expect("it attaches");
             assert_eq!(attachment.xdp(), taken);
             assert!(attachment.why().is_none());
             assert!(sees_packets(&kernel, &namespace), "{mode:?}");
@@ -78,13 +74,13 @@ fn where_the_driver_refuses_auto_takes_tc_and_says_why_and_native_fails() {
     namespace.ip("link set peer0 mtu 9000");
     namespace.run(|| {
         let mut kernel = load();
-        let attachment = kernel.attach_uplink("up0", XdpMode::Auto).expect("tc takes its place");
+        let attachment = kernel.attach_uplink("up0", XdpMode::Auto, false).expect("tc takes its place");
         assert_eq!(attachment.xdp(), XdpMode::Off);
         let why = attachment.why().expect("it says why").to_string();
         assert!(why.contains("native XDP") && why.contains("up0") && why.contains("MTU"), "{why}");
         assert!(sees_packets(&kernel, &namespace));
         let mut strict = load();
-        let error = strict.attach_uplink("up0", XdpMode::Native).expect_err("there is no native XDP");
+        let error = strict.attach_uplink("up0", XdpMode::Native, false).expect_err("there is no native XDP");
         assert_eq!(error.to_string(), why, "{error:?}");
         assert!(strict.attached_to("up0").is_none(), "half of it would be worse than nothing");
     });
@@ -98,7 +94,7 @@ fn without_tcx_filters_of_clsact_do_the_same_and_go_with_the_qdisc_that_was_made
     namespace.run(|| {
         let mut kernel = load();
         kernel.forgo_tcx();
-        let attachment = kernel.attach_uplink("up0", XdpMode::Off).expect("it attaches");
+        let attachment = kernel.attach_uplink("up0", XdpMode::Off, false).expect("it attaches");
         assert_eq!((attachment.tc(), attachment.xdp()), (TcMode::Clsact, XdpMode::Off));
         kernel.attach_pod("pod0").expect("it attaches");
         assert_eq!(filters(&namespace, "up0"), [1, 1]);
@@ -129,12 +125,12 @@ fn filters_of_an_agent_that_was_killed_are_replaced() {
     namespace.run(|| {
         let mut killed = load();
         killed.forgo_tcx();
-        killed.attach_uplink("up0", XdpMode::Off).expect("it attaches");
+        killed.attach_uplink("up0", XdpMode::Off, false).expect("it attaches");
         std::mem::forget(killed);
         assert_eq!(filters(&namespace, "up0"), [1, 1]);
         let mut kernel = load();
         kernel.forgo_tcx();
-        kernel.attach_uplink("up0", XdpMode::Off).expect("it attaches");
+        kernel.attach_uplink("up0", XdpMode::Off, false).expect("it attaches");
         assert_eq!(filters(&namespace, "up0"), [1, 1]);
         assert!(sees_packets(&kernel, &namespace));
     });
@@ -163,24 +159,30 @@ fn every_program_runs_on_single_packets_and_tells_what_its_verification_took() {
 
 #[test]
 fn by_xdp_nothing_is_sent_to_an_uplink_that_has_none() {
-    let lab = Topology::new().backends(1).up();
-    let _server = lab.serve(8080);
+    let namespace = namespace();
     // A bridge takes nothing from XDP programs of other interfaces, and none of its own in the driver.
-    lab.lb().namespace().ip("link add br0 type bridge forward_delay 0 mcast_snooping 0\n\
-         addr flush dev eth-b1\n\
-         link set eth-b1 master br0\n\
-         link set br0 up\n\
-         addr add 10.1.0.1/24 dev br0\n\
-         addr add fd00:1::1/64 dev br0 nodad");
-    let services = format!(
-        "services:\n  - name: web\n    addresses: [{VIP4}, \"{VIP6}\"]\n    \
-         ports: [{{ port: 80, targetPort: 8080 }}]\n    backends: [10.1.0.2, \"fd00:1::2\"]\n"
-    );
-    let agent = Agent::start_by(&lab, &["eth-client", "br0"], &services, &["--xdp", "auto"]);
-    for _ in 0..3 {
-        for vip in [VIP4.into(), std::net::IpAddr::from(VIP6)] {
-            assert_eq!(lab.client().tcp((vip, 80)).expect("it is served").backend(), "b1");
+    namespace.ip("link add br0 type bridge");
+    namespace.run(|| {
+        let mut kernel = load();
+        let attached = ["up0", "br0"].map(|name| {
+            let attachment = kernel.attach_uplink(name, XdpMode::Auto, false).expect("it attaches");
+            (attachment.index(), attachment.xdp())
+        });
+        let sends = attached.map(|(index, xdp)| (xdp, kernel.sends_by(index)));
+        assert_eq!(sends, [(XdpMode::Native, true), (XdpMode::Off, false)]);
+    });
+}
+
+#[test]
+fn auto_takes_tc_on_a_veth_and_says_why() {
+    let namespace = namespace();
+    namespace.run(|| {
+        let mut kernel = load();
+        for (mode, taken) in [(XdpMode::Auto, XdpMode::Off), (XdpMode::Native, XdpMode::Native)] {
+            let attachment = kernel.attach_uplink("up0", mode, true).expect("it attaches");
+            assert_eq!(attachment.xdp(), taken);
+            let why = attachment.why().map(ToString::to_string);
+            assert_eq!(why.is_some_and(|why| why.contains("up0 is a veth")), mode == XdpMode::Auto);
         }
-    }
-    agent.stop();
+    });
 }

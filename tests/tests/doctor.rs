@@ -149,7 +149,7 @@ fn a_jumbo_mtu_and_xdp_programs_of_others_are_in_the_way() {
     namespace.ip("link add up0 type veth peer name peer0\nlink set up0 up\nlink set peer0 up mtu 9000");
     let on_up0 = |mode| doctor(&namespace, &["--interface", "up0", "--xdp", mode]);
     says(&on_up0("native"), ["xdp-mtu", "up0", "problem", "other end has an MTU of 9000"]);
-    says(&on_up0("auto"), ["xdp-mtu", "up0", "warning", "--xdp off"]);
+    says(&on_up0("auto"), ["veth", "up0", "note", "--xdp auto takes tc"]);
     assert!(!on_up0("off").iter().any(|check| check.name == "xdp-mtu"));
 
     // An end in another namespace can't be seen.

@@ -272,7 +272,7 @@ fn an_agent_takes_over_in_another_mode() {
         agent.signal(Signal::SIGTERM);
         agent.wait();
         agent = agent.launch_another(&lab, &["--xdp", mode]).ready();
-        assert_eq!(agent.status()["interfaces"][0]["xdp"], if mode == "auto" { "native" } else { mode });
+        assert_eq!(agent.status()["interfaces"][0]["xdp"], if mode == "auto" { "off" } else { mode });
     }
     for conversations in conversations {
         assert_eq!(conversations.stuck(SOON), Vec::<&str>::new());
@@ -670,7 +670,7 @@ fn segments_are_put_together_behind_native_xdp_and_nothing_is_changed_elsewhere(
         agent = restart(agent, &in_mode("native"));
         assert_eq!(with_gro(), ["eth-client", "eth-b1", "eth-b2"], "in native XDP");
     }
-    agent = restart(agent, &["--interface", "eth-b1", "--xdp", "auto"]);
+    agent = restart(agent, &["--interface", "eth-b1", "--xdp", "native"]);
     assert_eq!(with_gro(), ["eth-b1", "eth-b2"], "on one interface");
     agent = restart(agent, &in_mode("off"));
     assert_eq!(with_gro(), ["eth-b2"], "in tc again");

@@ -11,7 +11,7 @@ use std::{
 
 use tests::{
     agent::Agent,
-    cluster::{Cluster, Layout},
+    cluster::{Cluster, Layout, PodNetwork, Uplinks},
     eventually,
     probe::{Fate, Seen},
     servers::Server,
@@ -103,6 +103,20 @@ fn a_client_outside_is_seen_by_backends_on_the_node_and_masqueraded_to_others() 
             to.into_iter().filter_map(move |to| mistake(cluster, cluster.client(), to, service, source))
         }));
     }
+}
+
+#[test]
+fn uplinks_that_are_veth_are_met_in_tc_unless_somebody_asks_for_xdp() {
+    let cluster = Layout::new(PodNetwork::Bridged).uplinks(Uplinks::Veth).up();
+    let _servers = serve(&cluster);
+    let agent = Agent::start_on(cluster.node(1), &services(&cluster), &["--xdp", "auto"]);
+    let uplink = &agent.status()["interfaces"][0];
+    assert!(uplink["xdp"] == "off" && uplink["why"].as_str().unwrap().contains("is a veth"), "{uplink}");
+    assert_no_mistakes([(LOCAL, Source::Client), (REMOTE, Source::Node)].into_iter().flat_map(|(service, source)| {
+        let to = frontends(&cluster, service);
+        let cluster = &cluster;
+        to.into_iter().filter_map(move |to| mistake(cluster, cluster.client(), to, service, source))
+    }));
 }
 
 #[test]

@@ -26,7 +26,8 @@ impl Agent {
     pub(super) fn attach(&mut self, has_former: bool) -> Result<(), DataplaneError> {
         self.tables.dataplane_mut().take_over()?;
         for interface in self.options.roles.uplinks.clone() {
-            match self.tables.dataplane_mut().attach_uplink(&interface, self.options.xdp) {
+            let is_veth = self.is_veth(&interface);
+            match self.tables.dataplane_mut().attach_uplink(&interface, self.options.xdp, is_veth) {
                 Ok(attachment) => say(&interface, attachment),
                 Err(DataplaneError::NoInterface { .. }) if has_former => self.miss(&interface),
                 Err(error) => return Err(error),
@@ -38,6 +39,10 @@ impl Agent {
         self.put_segments_together();
         self.attach_pods();
         Ok(())
+    }
+
+    fn is_veth(&self, interface: &str) -> bool {
+        nix::net::if_::if_nametoindex(interface).is_ok_and(|index| self.network.is_veth(index))
     }
 
     /// Attaches to the loopback interface where processes may not be balanced by their sockets: by uplinks goes all that they send to
@@ -83,6 +88,7 @@ impl Agent {
     /// An uplink that was removed and made again has a new number and no program.
     pub(super) fn attach_again(&mut self) {
         for interface in self.options.roles.uplinks.clone() {
+            let is_veth = self.is_veth(&interface);
             let kernel = self.tables.dataplane_mut();
             if kernel.attached_to(&interface).is_some() {
                 self.lost.remove(&interface);
@@ -95,7 +101,9 @@ impl Agent {
                     self.sysctls.prepare(std::slice::from_ref(&interface));
                 }
                 let attached = match self.network.check_uplinks() {
-                    Ok(()) => kernel.attach_uplink(&interface, self.options.xdp).map_err(|error| describe(&error)),
+                    Ok(()) => {
+                        kernel.attach_uplink(&interface, self.options.xdp, is_veth).map_err(|error| describe(&error))
+                    }
                     Err(error) => Err(describe(&error)),
                 };
                 match attached {

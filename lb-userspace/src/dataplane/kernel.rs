@@ -256,9 +256,15 @@ impl Kernel {
         self.attachments.pin_again()
     }
 
-    /// Attaches to an uplink of this network namespace. One of the same name that was attached to before is gone.
-    pub fn attach_uplink(&mut self, interface: &str, mode: XdpMode) -> Result<&Attachment, DataplaneError> {
-        self.attachments.uplink(&mut self.object, interface, mode)
+    /// Attaches to an uplink of this network namespace, which may be an end of a veth pair. One of the same name that was attached to
+    /// before is gone.
+    pub fn attach_uplink(
+        &mut self,
+        interface: &str,
+        mode: XdpMode,
+        is_veth: bool,
+    ) -> Result<&Attachment, DataplaneError> {
+        self.attachments.uplink(&mut self.object, interface, mode, is_veth)
     }
 
     /// Whether what the programs send by an uplink leaves by it. XDP sends only by devices of which the driver does XDP, and

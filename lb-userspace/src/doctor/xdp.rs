@@ -74,11 +74,6 @@ pub(super) fn checks(uplinks: &[Facts], mode: XdpMode, keep_sysctls: bool) -> Ve
 /// and what the kernel keeps there. For veth this is exact (`veth_xdp_set` in `drivers/net/veth.c`); others differ.
 const LARGEST: u32 = 3506;
 
-/// Whether XDP is to be had from the driver.
-fn asks_driver(mode: XdpMode) -> bool {
-    matches!(mode, XdpMode::Auto | XdpMode::Native)
-}
-
 /// How grave it is that XDP is not to be had.
 fn gravity(mode: XdpMode) -> Verdict {
     match mode {
@@ -91,10 +86,19 @@ fn gravity(mode: XdpMode) -> Verdict {
 const TAKES_TC: &str = "nothing if tc is fast enough, which takes the place of XDP (--xdp off says that this is meant)";
 
 impl Facts {
+    /// Whether XDP is to be had from the driver.
+    fn asks_driver(&self, mode: XdpMode) -> bool {
+        match mode {
+            XdpMode::Native => true,
+            XdpMode::Auto => !self.device.is_veth(),
+            XdpMode::Generic | XdpMode::Off => false,
+        }
+    }
+
     fn driver(&self, mode: XdpMode) -> Check {
         const NAME: &str = "xdp-driver";
         let driver = self.driver.as_deref().unwrap_or("unknown");
-        if !asks_driver(mode) {
+        if !self.asks_driver(mode) {
             return Check::ok(NAME, format!("--xdp {} asks nothing of the driver ({driver})", mode.name()));
         }
         match &self.features {
@@ -124,7 +128,7 @@ impl Facts {
     fn mtu(&self, mode: XdpMode) -> Option<Check> {
         const NAME: &str = "xdp-mtu";
         let (mtu, peer) = (self.device.mtu, self.peer_mtu.unwrap_or(self.device.mtu));
-        if !asks_driver(mode) {
+        if !self.asks_driver(mode) {
             return None;
         }
         if mtu.max(peer) <= LARGEST {
@@ -179,7 +183,7 @@ impl Facts {
     fn lro(&self, mode: XdpMode) -> Option<Check> {
         const NAME: &str = "offloads";
         let name = &self.device.name;
-        if !asks_driver(mode) {
+        if !self.asks_driver(mode) {
             return None;
         }
         Some(match &self.offloads {
@@ -205,7 +209,7 @@ impl Facts {
         } else {
             format!("ethtool -K {} gro on", self.device.name)
         };
-        (asks_driver(mode) && is_off).then(|| {
+        (self.asks_driver(mode) && is_off).then(|| {
             Check::note(
                 "gro",
                 "behind XDP segments are not put together (GRO is off), so that pods here receive less in a second than they could",
@@ -221,12 +225,22 @@ impl Facts {
         if !self.device.is_veth() || mode == XdpMode::Off {
             return None;
         }
-        Some(match &self.features {
-            Ok(features) if asks_driver(mode) && features.runs_programs() && !features.is_target() => Check::warning(
+        if mode == XdpMode::Auto {
+            return Some(Check::note(
                 NAME,
-                "the other end of this veth drops what XDP sends to it, as it does not poll",
-                "at the other end: ethtool -K IF gro on tx off",
-            ),
+                "--xdp auto takes tc here: a veth may bring packets without whole checksums, which XDP breaks, and its other end may drop what \
+                 XDP sends",
+                "nothing if tc is fast enough; else --xdp native, and at the other end: ethtool -K IF gro on tx off",
+            ));
+        }
+        Some(match &self.features {
+            Ok(features) if mode == XdpMode::Native && features.runs_programs() && !features.is_target() => {
+                Check::warning(
+                    NAME,
+                    "the other end of this veth drops what XDP sends to it, as it does not poll",
+                    "at the other end: ethtool -K IF gro on tx off",
+                )
+            }
             _ => Check::note(
                 NAME,
                 "a veth may bring packets without whole checksums, which XDP breaks; this end can't see that",

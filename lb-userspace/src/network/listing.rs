@@ -7,11 +7,10 @@ use ipnet::IpNet;
 use rtnetlink::{
     Handle, RouteMessageBuilder,
     packet_route::{
-        AddressFamily,
         address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
         link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
-        route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteScope, RouteType},
+        route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
     },
 };
 
@@ -257,10 +256,36 @@ impl Route {
                 _ => {}
             }
         }
-        // IPv6 routes have no scope: all are "universe".
-        let is_direct = header.scope == RouteScope::Link || header.address_family == AddressFamily::Inet6;
-        let is_ours = table == u32::from(RouteHeader::RT_TABLE_MAIN) && header.kind == RouteType::Unicast && is_direct;
+        // The scope says nothing: routes to pods have that of a link, of the host, or the whole universe, as who makes them likes.
+        let is_ours = table == u32::from(RouteHeader::RT_TABLE_MAIN) && header.kind == RouteType::Unicast;
         let destination = IpNet::new(destination?, header.destination_prefix_length).ok()?;
         Some(Self { destination, interface: interface.filter(|_| is_ours)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rtnetlink::packet_route::{AddressFamily, route::RouteScope};
+
+    use super::*;
+
+    #[test]
+    fn a_route_to_a_pod_has_whatever_scope_its_maker_gave_it_and_no_gateway() {
+        let read = |scope, more: &[RouteAttribute]| {
+            let mut message = RouteMessage::default();
+            message.header.address_family = AddressFamily::Inet;
+            message.header.destination_prefix_length = 32;
+            message.header.table = RouteHeader::RT_TABLE_MAIN;
+            message.header.kind = RouteType::Unicast;
+            message.header.scope = scope;
+            let pod = RouteAddress::Inet(Ipv4Addr::new(10, 244, 0, 2));
+            message.attributes = [&[RouteAttribute::Destination(pod), RouteAttribute::Oif(7)], more].concat();
+            Route::read(&message).map(|route| route.destination.to_string())
+        };
+        for scope in [RouteScope::Link, RouteScope::Host, RouteScope::Universe] {
+            assert_eq!(read(scope, &[]).as_deref(), Some("10.244.0.2/32"), "{scope:?}");
+            let gateway = RouteAttribute::Gateway(RouteAddress::Inet(Ipv4Addr::new(10, 0, 0, 1)));
+            assert_eq!(read(scope, &[gateway]), None, "{scope:?}");
+        }
     }
 }

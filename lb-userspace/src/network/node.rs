@@ -131,8 +131,13 @@ const LOCALHOST: [(IpAddr, IpAddr); 2] = [
 /// Whether a device by itself leads to nothing but this node.
 fn stays_inside(link: &Link) -> bool {
     use InfoKind::{Bridge, Dummy, Netkit, Tun, Veth};
-    // Loopback leads nowhere, and nobody is behind it.
-    link.layer != LinkLayerType::Loopback && matches!(link.kind, Some(Bridge | Dummy | Netkit | Tun | Veth))
+    match link.kind {
+        // Loopback leads nowhere, and nobody is behind it.
+        Some(Bridge | Dummy | Netkit | Veth) => link.layer != LinkLayerType::Loopback,
+        // With Ethernet headers it is a virtual machine's, without them a tunnel.
+        Some(Tun) => link.is_ethernet(),
+        _ => false,
+    }
 }
 
 /// Whether others can have an address of this kind, and be reached by it from anywhere.

@@ -27,7 +27,7 @@ pub const LOOPBACK: &str = "lo";
 /// How packets that come in by an uplink are to be met, or are met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum XdpMode {
-    /// In the driver; where it does not do that, in tc
+    /// In the driver; where it does not do that, or not reliably as with veth, in tc
     Auto,
     /// In the driver, before the kernel makes anything of a packet; where it does not do that, not at all
     Native,
@@ -164,6 +164,7 @@ impl Attachments {
         object: &mut Ebpf,
         name: &str,
         mode: XdpMode,
+        is_veth: bool,
     ) -> Result<&Attachment, DataplaneError> {
         // What was there before goes first: a removed interface may be back by the same name.
         if let Some(before) = self.uplinks.remove(name) {
@@ -179,6 +180,9 @@ impl Attachments {
             XdpMode::Off => (XdpMode::Off, None, None),
             XdpMode::Generic => (XdpMode::Generic, Some(self.xdp(object, name, index, AyaMode::Skb)?), None),
             XdpMode::Native => (XdpMode::Native, Some(self.xdp(object, name, index, AyaMode::Driver)?), None),
+            XdpMode::Auto if is_veth => {
+                (XdpMode::Off, None, Some(DataplaneError::VethXdp { interface: name.to_owned() }))
+            }
             XdpMode::Auto => match self.xdp(object, name, index, AyaMode::Driver) {
                 Ok(link) => (XdpMode::Native, Some(link), None),
                 Err(error) => (XdpMode::Off, None, Some(error)),

@@ -52,7 +52,8 @@ fn a_driver_without_xdp_is_as_grave_as_the_mode_makes_it() {
     says(without(), Native, "xdp-driver", Problem, "does no XDP");
     says(without(), Generic, "xdp-driver", Fine, "--xdp generic");
     says(Facts { features: missing(), driver: None, ..card() }, Native, "xdp-driver", Unknown, "(unknown)");
-    says(Facts { features: Ok(XdpFeatures(0)), ..veth() }, Auto, "xdp-driver", Warning, "queues");
+    says(Facts { features: Ok(XdpFeatures(0)), ..veth() }, Native, "xdp-driver", Problem, "queues");
+    says(veth(), Auto, "xdp-driver", Fine, "asks nothing of the driver (veth)");
 }
 
 #[test]
@@ -61,7 +62,8 @@ fn a_jumbo_mtu_is_certain_for_veth_and_a_rule_of_thumb_for_others() {
     says(with(card(), 3506), Native, "xdp-mtu", Fine, "3506");
     says(with(card(), 9000), Native, "xdp-mtu", Warning, "rule of thumb");
     says(with(veth(), 9000), Native, "xdp-mtu", Problem, "most likely");
-    says(with(veth(), 9000), Auto, "xdp-mtu", Warning, "lower the MTU");
+    says(with(card(), 9000), Auto, "xdp-mtu", Warning, "lower the MTU");
+    assert!(!checks(&[with(veth(), 9000)], Auto).iter().any(|check| check.name == "xdp-mtu"));
     says(Facts { peer_mtu: Some(9000), ..veth() }, Native, "xdp-mtu", Problem, "other end has an MTU of 9000");
     says(Facts { peer_mtu: Some(1500), ..with(veth(), 9000) }, Native, "xdp-mtu", Warning, "MTU is 9000");
     assert!(!checks(&[with(card(), 9000)], Off).iter().any(|check| check.name == "xdp-mtu"));
@@ -86,8 +88,8 @@ fn offloads_that_xdp_does_not_bear_are_named_and_one_that_it_should_have() {
     says(with(&["rx-gro", "rx-lro"]), Auto, "offloads", Warning, "ethtool -K eth0 lro off");
     says(with(&[]), Auto, "offloads", Fine, "off");
     says(with(&[]), Auto, "gro", Note, "ethtool -K eth0 gro on");
-    says(Facts { offloads: Ok(Vec::new()), ..veth() }, Auto, "gro", Note, "wharf run switches it on");
-    let keeping = super::checks(&[Facts { offloads: Ok(Vec::new()), ..veth() }], Auto, true);
+    says(Facts { offloads: Ok(Vec::new()), ..veth() }, Native, "gro", Note, "wharf run switches it on");
+    let keeping = super::checks(&[Facts { offloads: Ok(Vec::new()), ..veth() }], Native, true);
     assert!(keeping.iter().any(|it| it.remedy.as_deref() == Some("ethtool -K eth0 gro on")), "{keeping:?}");
     assert!(!checks(&[with(&[])], Off).iter().any(|check| check.name == "gro"));
     says(Facts { offloads: missing(), ..card() }, Auto, "offloads", Unknown, "unknown");
@@ -95,9 +97,10 @@ fn offloads_that_xdp_does_not_bear_are_named_and_one_that_it_should_have() {
 
 #[test]
 fn veth_has_conditions_of_its_own() {
-    says(veth(), Auto, "veth", Note, "checksums");
-    says(Facts { features: Ok(XdpFeatures(0b11)), ..veth() }, Auto, "veth", Warning, "gro on");
+    says(veth(), Native, "veth", Note, "checksums");
+    says(veth(), Auto, "veth", Note, "--xdp auto takes tc here");
+    says(Facts { features: Ok(XdpFeatures(0b11)), ..veth() }, Native, "veth", Warning, "gro on");
     says(Facts { features: Ok(XdpFeatures(0b11)), ..veth() }, Generic, "veth", Note, "checksums");
-    says(Facts { features: missing(), ..veth() }, Auto, "veth", Note, "tx off");
+    says(Facts { features: missing(), ..veth() }, Native, "veth", Note, "tx off");
     assert!(!checks(&[veth()], Off).iter().any(|check| check.name == "veth"));
 }

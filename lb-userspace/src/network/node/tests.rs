@@ -156,3 +156,13 @@ fn sockets_find_node_ports_at_localhost_where_they_are_served_there() {
     assert_eq!(served("192.0.2.0/24,::1/128".parse().unwrap()), both[1..]);
     assert_eq!(served("::1/128".parse().unwrap()), both, "no range is of IPv4");
 }
+
+#[test]
+fn a_tun_device_without_ethernet_headers_is_a_tunnel() {
+    let facing = |layer| {
+        let tun0 = Link { layer, ..Link::of(5, "tun0", Some(InfoKind::Tun)) };
+        roles(&["eth0"], &[]).pod_facing(&[tun0])
+    };
+    assert_eq!(facing(LinkLayerType::Ether), [5].into());
+    assert_eq!(facing(LinkLayerType::None), [].into());
+}

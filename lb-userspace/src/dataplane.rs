@@ -10,19 +10,19 @@ pub mod memory;
 pub mod region;
 mod sizes;
 mod slots;
+pub mod sources;
 pub mod tables;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    path::PathBuf,
-};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use ipnet::IpNet;
 use lb_common::abi::{self, Backend, Service, Slot, Whose};
 use region::Region;
 
-use self::kernel::{PinsError, ReplaceError, Shape};
+use self::{
+    kernel::{PinsError, ReplaceError, Shape},
+    sources::SourceRange,
+};
 
 pub use self::sizes::{SizeOptions, Sizes};
 use crate::model::Frontend;
@@ -55,8 +55,10 @@ pub trait Dataplane {
     fn frontends(&self) -> Result<BTreeMap<Frontend, abi::Frontend>, DataplaneError>;
     /// Every address that is a service's alone, with its flags.
     fn vips(&self) -> Result<BTreeMap<IpAddr, u32>, DataplaneError>;
-    /// The ranges of clients that are let in, each with the id of the service.
-    fn sources(&self) -> Result<BTreeSet<(u32, IpNet)>, DataplaneError>;
+    /// Removes an entry of `SOURCES` that is none of ours.
+    fn forget_source(&mut self, range: &SourceRange) -> Result<(), DataplaneError>;
+    /// Which clients are let in, each with the value of its entry.
+    fn sources(&self) -> Result<BTreeMap<SourceRange, u32>, DataplaneError>;
     /// Waits until every packet that is being processed now is done: after that, nobody holds what was
     /// unpublished before. Milliseconds, not microseconds.
     fn wait_for_readers(&self) -> Result<(), DataplaneError>;

@@ -11,9 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::maps::{Array, HashMap, Map};
+use aya::maps::{Array, HashMap, LpmTrie, Map, lpm_trie::Key};
 use lb_common::{
-    abi::{Frontend, LAYOUT, ServiceKey, Slot},
+    abi::{Frontend, LAYOUT, SOURCES_IPV4, ServiceKey, Slot, SourceKey},
     net::Ipv4Be,
 };
 use nix::{
@@ -566,7 +566,8 @@ fn what_somebody_else_writes_to_the_maps_is_found_and_put_right() {
     let mut services: HashMap<_, ServiceKey<Ipv4Be>, Frontend> =
         Map::HashMap(lab.lb().pinned_map("SERVICES4")).try_into().unwrap();
     let mut bits: Array<_, u64> = Map::Array(lab.lb().pinned_map("ADDRESS_BITS")).try_into().unwrap();
-    let spoil: [&mut dyn FnMut(); 3] = [
+    let mut sources: LpmTrie<_, SourceKey, u32> = Map::LpmTrie(lab.lb().pinned_map("SOURCES")).try_into().unwrap();
+    let spoil: [&mut dyn FnMut(); 4] = [
         // Nobody has this backend.
         &mut || slots.set(0, Slot::new(4711), 0).unwrap(),
         &mut || {
@@ -576,6 +577,8 @@ fn what_somebody_else_writes_to_the_maps_is_found_and_put_right() {
         },
         // Neither services nor backends are looked for.
         &mut || (0..bits.len()).for_each(|word| bits.set(word, 0, 0).unwrap()),
+        // All clients are let in everywhere.
+        &mut || sources.insert(&Key::new(0, SourceKey::new(0, [0, 0])), SOURCES_IPV4, 0).unwrap(),
     ];
     for spoil in spoil {
         spoil();

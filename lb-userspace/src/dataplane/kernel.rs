@@ -52,6 +52,7 @@ use super::{
     collect::{Collector, Progress},
     grace,
     region::Region,
+    sources::{SourceRange, family},
 };
 use crate::model::{Frontend, Protocol};
 
@@ -530,14 +531,17 @@ impl Dataplane for Kernel {
     }
 
     fn add_source(&mut self, service: u32, range: &IpNet) -> Result<(), DataplaneError> {
-        let family = if range.addr().is_ipv4() { abi::SOURCES_IPV4 } else { abi::SOURCES_IPV6 };
-        let added = self.sources.insert(&source_key(service, range), family, 0);
+        let added = self.sources.insert(&source_key(&SourceRange::new(service, range)), family(range), 0);
         added.map_err(|source| DataplaneError::SourceRange { range: *range, source })
     }
 
     fn remove_source(&mut self, service: u32, range: &IpNet) -> Result<(), DataplaneError> {
-        let removed = self.sources.remove(&source_key(service, range));
+        let removed = self.sources.remove(&source_key(&SourceRange::new(service, range)));
         removed.map_err(|source| DataplaneError::SourceRange { range: *range, source })
+    }
+
+    fn forget_source(&mut self, range: &SourceRange) -> Result<(), DataplaneError> {
+        self.sources.remove(&source_key(range)).map_err(map_error("SOURCES"))
     }
 
     fn note_backend(&self, address: IpAddr) {
@@ -561,9 +565,9 @@ impl Dataplane for Kernel {
         Ok(v4.chain(v6).collect())
     }
 
-    fn sources(&self) -> Result<BTreeSet<(u32, IpNet)>, DataplaneError> {
-        let entries = listed("SOURCES", self.sources.iter())?;
-        Ok(entries.into_iter().filter_map(|(key, family)| source(&key, family)).collect())
+    fn sources(&self) -> Result<BTreeMap<SourceRange, u32>, DataplaneError> {
+        let entries = listed("SOURCES", self.sources.iter())?.into_iter();
+        Ok(entries.map(|(key, family)| (SourceRange::of_key(key.prefix_len(), key.data()), family)).collect())
     }
 
     fn wait_for_readers(&self) -> Result<(), DataplaneError> {
@@ -581,28 +585,15 @@ fn key<A: Address>(frontend: &Frontend, address: A) -> ServiceKey<A> {
     ServiceKey::new(address, Port::from_host(frontend.address.port()), frontend.protocol.number())
 }
 
-/// The whole id has to match, and the address up to the range's prefix length.
-fn source_key(service: u32, range: &IpNet) -> Key<SourceKey> {
-    let length = SourceKey::prefix_length(u32::from(range.prefix_len()));
-    Key::new(length, SourceKey::new(service, net::words(range.network())))
+fn source_key(range: &SourceRange) -> Key<SourceKey> {
+    let (length, key) = range.key();
+    Key::new(length, key)
 }
 
 /// The frontend of a key; `None` if its protocol is none that we know, which only drift makes.
 fn frontend<A: Address>(key: &ServiceKey<A>) -> Option<Frontend> {
     let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.number() == key.proto)?;
     Some(Frontend { address: SocketAddr::new(key.address.into(), key.port.to_host()), protocol })
-}
-
-/// Service and range of an entry of `SOURCES`; `None` if it is none of ours, which only drift makes.
-fn source(key: &Key<SourceKey>, family: u32) -> Option<(u32, IpNet)> {
-    let SourceKey { service, address } = key.data();
-    let words = SourceKey { service, address }.words();
-    let address: IpAddr = match family {
-        abi::SOURCES_IPV4 => Ipv4Be::from_words(words).into(),
-        _ => Ipv6Be::from_words(words).into(),
-    };
-    let length = key.prefix_len().checked_sub(SourceKey::prefix_length(0))?;
-    Some((service, IpNet::new(address, u8::try_from(length).ok()?).ok()?))
 }
 
 /// What a map refused, by its name.

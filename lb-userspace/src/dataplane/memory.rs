@@ -1,7 +1,7 @@
 //! A dataplane without a kernel: plain memory, for tests on the host.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::IpAddr,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -9,7 +9,11 @@ use std::{
 use ipnet::IpNet;
 use lb_common::abi::{self, Backend, Service, Slot, Whose};
 
-use super::{Dataplane, DataplaneError, Sizes, region::Region};
+use super::{
+    Dataplane, DataplaneError, Sizes,
+    region::Region,
+    sources::{SourceRange, family},
+};
 use crate::model::Frontend;
 
 /// The maps as plain memory.
@@ -22,8 +26,8 @@ pub struct Memory {
     pub frontends: BTreeMap<Frontend, abi::Frontend>,
     /// Address → whether it refuses ports that no service takes.
     pub vips: BTreeMap<IpAddr, u32>,
-    /// Service id and the ranges of clients that it lets in.
-    pub sources: BTreeSet<(u32, IpNet)>,
+    /// Which clients are let in → their IP family's number.
+    pub sources: BTreeMap<SourceRange, u32>,
     grace_periods: AtomicU64,
 }
 
@@ -36,7 +40,7 @@ impl Memory {
             backends: Region::anonymous(sizes.backends)?,
             frontends: BTreeMap::new(),
             vips: BTreeMap::new(),
-            sources: BTreeSet::new(),
+            sources: BTreeMap::new(),
             grace_periods: AtomicU64::new(0),
         })
     }
@@ -81,12 +85,17 @@ impl Dataplane for Memory {
     }
 
     fn add_source(&mut self, service: u32, range: &IpNet) -> Result<(), DataplaneError> {
-        self.sources.insert((service, *range));
+        self.sources.insert(SourceRange::new(service, range), family(range));
         Ok(())
     }
 
     fn remove_source(&mut self, service: u32, range: &IpNet) -> Result<(), DataplaneError> {
-        self.sources.remove(&(service, *range));
+        self.sources.remove(&SourceRange::new(service, range));
+        Ok(())
+    }
+
+    fn forget_source(&mut self, range: &SourceRange) -> Result<(), DataplaneError> {
+        self.sources.remove(range);
         Ok(())
     }
 
@@ -104,7 +113,7 @@ impl Dataplane for Memory {
         Ok(self.vips.clone())
     }
 
-    fn sources(&self) -> Result<BTreeSet<(u32, IpNet)>, DataplaneError> {
+    fn sources(&self) -> Result<BTreeMap<SourceRange, u32>, DataplaneError> {
         Ok(self.sources.clone())
     }
 

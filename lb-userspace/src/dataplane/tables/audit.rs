@@ -7,7 +7,6 @@ use std::{
     net::IpAddr,
 };
 
-use ipnet::IpNet;
 use lb_common::{
     abi::{self, Backend, Service, Slot, Whose},
     net,
@@ -15,7 +14,10 @@ use lb_common::{
 
 use super::{Entry, Tables, flags, former::address, identity, settings, settings_word, slots, store, word};
 use crate::{
-    dataplane::{Dataplane, DataplaneError},
+    dataplane::{
+        Dataplane, DataplaneError,
+        sources::{SourceRange, family},
+    },
     model::{Frontend, ServiceName},
 };
 
@@ -178,7 +180,7 @@ impl<D: Dataplane> Tables<D> {
             None => dataplane.remove_frontend(frontend),
         };
         let text = |value: &abi::Frontend| format!("service {}, flags {:#x}", value.service, value.flags);
-        self.audit_keys("SERVICES4/6", &expected, &found, text, repair.then_some(set))
+        self.audit_keys("SERVICES4/6", &expected, &found, |it, _| it.to_string(), text, repair.then_some(set))
     }
 
     fn audit_vips(&mut self, repair: bool) -> Result<Vec<Drift>, DataplaneError> {
@@ -189,27 +191,32 @@ impl<D: Dataplane> Tables<D> {
             Some(flags) => dataplane.set_vip(address, flags),
             None => dataplane.remove_vip(address),
         };
-        self.audit_keys("VIPS4/6", &expected, &found, |flags| format!("flags {flags:#x}"), repair.then_some(set))
+        let text = |flags: &u32| format!("flags {flags:#x}");
+        self.audit_keys("VIPS4/6", &expected, &found, |it, _| it.to_string(), text, repair.then_some(set))
     }
 
     fn audit_sources(&mut self, repair: bool) -> Result<Vec<Drift>, DataplaneError> {
-        let id = |name| self.entries.get(name).map(|entry| entry.id);
-        let expected = self.applied.sources.iter().filter_map(|(name, range)| Some((Source(id(name)?, *range), ())));
-        let found = self.dataplane.sources()?.into_iter().map(|(service, range)| (Source(service, range), ()));
-        let (expected, found) = (expected.collect(), found.collect());
-        let set = |dataplane: &mut D, &Source(service, range): &Source, value| match value {
-            Some(()) => dataplane.add_source(service, &range),
-            None => dataplane.remove_source(service, &range),
-        };
-        self.audit_keys("SOURCES", &expected, &found, |()| "there".to_owned(), repair.then_some(set))
+        let expected = self.applied.sources.iter().filter_map(|(name, range)| {
+            let service = self.entries.get(name)?.id;
+            Some((SourceRange::new(service, range), family(range)))
+        });
+        let (expected, found) = (expected.collect(), self.dataplane.sources()?);
+        let set =
+            |dataplane: &mut D, range: &SourceRange, value: Option<u32>| match value.and_then(|it| range.range(it)) {
+                Some((service, range)) => dataplane.add_source(service, &range),
+                None => dataplane.forget_source(range),
+            };
+        let entry = |range: &SourceRange, &family: &u32| range.text(family);
+        self.audit_keys("SOURCES", &expected, &found, entry, |it| format!("family {it}"), repair.then_some(set))
     }
 
     /// The keys that don't lead to what they should; they are made to, if there is a way.
-    fn audit_keys<K: Ord + fmt::Display, V: PartialEq + Copy>(
+    fn audit_keys<K: Ord, V: PartialEq + Copy>(
         &mut self,
         map: &'static str,
         expected: &BTreeMap<K, V>,
         found: &BTreeMap<K, V>,
+        entry: impl Fn(&K, &V) -> String,
         text: impl Fn(&V) -> String,
         mut set: Option<impl FnMut(&mut D, &K, Option<V>) -> Result<(), DataplaneError>>,
     ) -> Result<Vec<Drift>, DataplaneError> {
@@ -219,23 +226,14 @@ impl<D: Dataplane> Tables<D> {
         for key in keys {
             let (wanted, there) = (expected.get(key), found.get(key));
             if wanted != there {
-                drift.push(Drift::new(map, key, text(wanted), text(there)));
+                let entry = wanted.or(there).map_or_else(String::new, |value| entry(key, value));
+                drift.push(Drift::new(map, entry, text(wanted), text(there)));
                 if let Some(set) = &mut set {
                     set(&mut self.dataplane, key, wanted.copied())?;
                 }
             }
         }
         Ok(drift)
-    }
-}
-
-/// The key of a source range: the service's id, and the range.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Source(u32, IpNet);
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} to service {}", self.1, self.0)
     }
 }
 

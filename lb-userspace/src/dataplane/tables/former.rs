@@ -60,6 +60,7 @@ impl Former {
     /// Reads what is in the maps.
     fn read(dataplane: &impl Dataplane) -> Result<Self, DataplaneError> {
         let (frontends, vips, sources) = (dataplane.frontends()?, dataplane.vips()?, dataplane.sources()?);
+        let sources: BTreeSet<_> = sources.into_iter().filter_map(|(range, family)| range.range(family)).collect();
         let mut backends = backends(dataplane);
         // Only drift could make frontends or sources of a service that there is not; it is removed like others.
         let mentioned = frontends.values().map(|frontend| frontend.service).chain(sources.iter().map(|(id, _)| *id));
@@ -170,8 +171,12 @@ impl<D: Dataplane> Tables<D> {
                 Some((frontend, Route { service, flags: value.flags }))
             })
             .collect();
-        applied.sources =
-            former.sources.into_iter().filter_map(|(id, range)| Some((names.get(&id)?.clone(), range))).collect();
+        // One of the other family was written over: to be removed it would be by the key of the one that is wanted.
+        let is_good = |(name, range): &(ServiceName, IpNet)| {
+            !wanted.services.contains_key(name) || IpFamily::of(range.addr()) == name.family
+        };
+        let sources = former.sources.into_iter().filter_map(|(id, range)| Some((names.get(&id)?.clone(), range)));
+        applied.sources = sources.filter(is_good).collect();
         self.frontends = PerFamily::count(applied.frontends.keys().map(|frontend| frontend.address.ip()));
         self.vips = PerFamily::count(applied.vips.keys().copied());
         self.applied = Arc::new(applied);

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    dataplane::{memory::Memory, region::Region},
+    dataplane::{memory::Memory, region::Region, sources::SourceRange},
     model::{Conditions, Desired, Endpoint, Frontend, FrontendKind, IpFamily, Protocol, Service, Weight},
     policy::{Node, decide},
 };
@@ -80,7 +80,8 @@ fn seen(memory: &Memory) -> (BTreeMap<Frontend, Seen>, BTreeMap<IpAddr, u32>) {
             });
             slots.collect()
         });
-        let sources = memory.sources.iter().filter(|(service, _)| *service == id).map(|&(_, range)| range).collect();
+        let sources = memory.sources.iter().filter_map(|(range, &family)| range.range(family));
+        let sources = sources.filter(|(service, _)| *service == id).map(|(_, range)| range).collect();
         (frontend, (flags, service.algorithm, service.affinity, slots, sources))
     });
     (frontends.collect(), memory.vips.clone())
@@ -465,6 +466,10 @@ impl Dataplane for Refusing {
         self.take()?.remove_source(service, range)
     }
 
+    fn forget_source(&mut self, range: &SourceRange) -> Result<(), DataplaneError> {
+        self.take()?.forget_source(range)
+    }
+
     fn note_backend(&self, address: IpAddr) {
         self.memory.note_backend(address);
     }
@@ -481,7 +486,7 @@ impl Dataplane for Refusing {
         self.memory.vips()
     }
 
-    fn sources(&self) -> Result<BTreeSet<(u32, IpNet)>, DataplaneError> {
+    fn sources(&self) -> Result<BTreeMap<SourceRange, u32>, DataplaneError> {
         self.memory.sources()
     }
 
@@ -542,7 +547,7 @@ fn drift_is_found_and_repaired() {
         }),
         ("VIPS4/6 10.0.0.1: flags 0x1, not not there", &|memory| memory.vips.clear()),
         ("SOURCES 10.0.0.0/8 to service 1", &|memory| {
-            memory.sources.insert((1, "10.0.0.0/8".parse().unwrap()));
+            memory.add_source(1, &"10.0.0.0/8".parse().unwrap()).unwrap();
         }),
     ];
     let mut tables = tables();
@@ -558,6 +563,53 @@ fn drift_is_found_and_repaired() {
         assert_eq!(seen(tables.dataplane()), before);
         check(&tables, &state);
     }
+}
+
+#[test]
+fn source_ranges_that_somebody_else_has_changed_are_put_right() {
+    let range = "172.16.0.0/12".parse().unwrap();
+    let service = Service {
+        frontends: [(([10, 0, 0, 1], 80).into(), FrontendKind::LoadBalancer)].into(),
+        source_ranges: [range].into(),
+        ..Service::default()
+    };
+    let state = decided([(1, service)]);
+    let ours = SourceRange::new(0, &range);
+    let key = |length, service, address| SourceRange::of_key(length, abi::SourceKey::new(service, [address, 0]));
+    // The bits after the prefix are nothing to the kernel.
+    assert_eq!(key(32 + 12, 0, u64::from_ne_bytes([172, 31, 9, 9, 0, 0, 0, 0])), ours);
+    assert_eq!(key(8, u32::from_ne_bytes([0, 1, 2, 3]), 4), key(8, 0, 0));
+    let spoil: [(&str, Spoil<'_>); 5] = [
+        ("172.16.0.0/12 to service 0: family 4, not family 6", &|memory| {
+            memory.sources.insert(ours, abi::SOURCES_IPV6);
+        }),
+        ("172.16.0.0/12 to service 0: family 4, not family 9", &|memory| {
+            memory.sources.insert(ours, 9);
+        }),
+        ("172.16.0.0/12 to service 0: family 4, not not there", &|memory| memory.sources.clear()),
+        // It lets in everybody to all services.
+        ("0 bits of [0, 0, 0, 0, 0]: not there, not family 4", &|memory| {
+            memory.sources.insert(key(0, 0, 0), abi::SOURCES_IPV4);
+        }),
+        ("40 bits of ", &|memory| {
+            memory.sources.insert(key(40, 0, 1), 7);
+        }),
+    ];
+    let mut tables = tables();
+    tables.apply(&state).unwrap();
+    for (expected, spoil) in spoil {
+        spoil(&mut tables.dataplane);
+        let found = tables.audit(true).unwrap();
+        let [Drift { map: "SOURCES", entry, expected: wanted, found: said }] = &found[..] else { panic!("{found:?}") };
+        assert!(format!("{entry}: {wanted}, not {said}").starts_with(expected), "{expected}: {found:?}");
+        assert_eq!(tables.audit(false).unwrap(), [], "{expected}");
+        assert_eq!(tables.dataplane().sources, [(ours, abi::SOURCES_IPV4)].into(), "{expected}");
+    }
+    // While no agent ran, too.
+    tables.dataplane_mut().sources.insert(ours, abi::SOURCES_IPV6);
+    let mut again = Tables::open(tables.dataplane, SIZES).unwrap();
+    again.apply(&state).unwrap();
+    check(&again, &state);
 }
 
 #[test]

@@ -564,10 +564,17 @@ impl Agent {
         };
     }
 
+    /// Looks for drift in all that the agent writes to maps, and puts it right if that is asked for.
+    fn audit_maps(&mut self, repair: bool) -> Result<Vec<Drift>, DataplaneError> {
+        let mut drift = self.tables.audit(repair)?;
+        drift.extend(self.tables.dataplane_mut().audit(repair)?);
+        Ok(drift)
+    }
+
     /// Looks now and then whether somebody else has written to the maps, and puts it right.
     fn audit(&mut self) {
         self.audit_at = Instant::now() + AUDIT;
-        match self.tables.audit(true) {
+        match self.audit_maps(true) {
             Ok(drift) => {
                 for Drift { map, entry, expected, found } in &drift {
                     warn!(

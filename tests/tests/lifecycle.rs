@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -13,7 +13,7 @@ use std::{
 
 use aya::maps::{Array, HashMap, LpmTrie, Map, lpm_trie::Key};
 use lb_common::{
-    abi::{Frontend, LAYOUT, SOURCES_IPV4, ServiceKey, Slot, SourceKey},
+    abi::{Frontend, InterfaceAddresses, LAYOUT, SOURCES_IPV4, ServiceKey, Slot, SourceKey},
     net::Ipv4Be,
 };
 use nix::{
@@ -567,7 +567,12 @@ fn what_somebody_else_writes_to_the_maps_is_found_and_put_right() {
         Map::HashMap(lab.lb().pinned_map("SERVICES4")).try_into().unwrap();
     let mut bits: Array<_, u64> = Map::Array(lab.lb().pinned_map("ADDRESS_BITS")).try_into().unwrap();
     let mut sources: LpmTrie<_, SourceKey, u32> = Map::LpmTrie(lab.lb().pinned_map("SOURCES")).try_into().unwrap();
-    let spoil: [&mut dyn FnMut(); 4] = [
+    let addresses = || -> HashMap<_, u32, InterfaceAddresses> {
+        Map::HashMap(lab.lb().pinned_map("ADDRESSES")).try_into().unwrap()
+    };
+    let entries = || addresses().iter().map(Result::unwrap).collect::<Vec<_>>();
+    let mut exempt: HashMap<_, u64, u32> = Map::HashMap(lab.lb().pinned_map("EXEMPT")).try_into().unwrap();
+    let spoil: [&mut dyn FnMut(); 7] = [
         // Nobody has this backend.
         &mut || slots.set(0, Slot::new(4711), 0).unwrap(),
         &mut || {
@@ -579,6 +584,15 @@ fn what_somebody_else_writes_to_the_maps_is_found_and_put_right() {
         &mut || (0..bits.len()).for_each(|word| bits.set(word, 0, 0).unwrap()),
         // All clients are let in everywhere.
         &mut || sources.insert(&Key::new(0, SourceKey::new(0, [0, 0])), SOURCES_IPV4, 0).unwrap(),
+        // Nothing has an address to leave with, or another host's.
+        &mut || entries().iter().for_each(|(interface, _)| addresses().remove(interface).unwrap()),
+        &mut || {
+            for (interface, known) in entries() {
+                let v4 = Ipv4Be::from(Ipv4Addr::new(192, 0, 2, 9));
+                addresses().insert(interface, InterfaceAddresses { v4, ..known }, 0).unwrap();
+            }
+        },
+        &mut || exempt.insert(4711, 1, 0).unwrap(),
     ];
     for spoil in spoil {
         spoil();

@@ -42,7 +42,7 @@ impl Agent {
         // From nothing, so that a mistake in following changes would be found, too.
         let wanted = self.in_force.as_ref().map(|it| policy::decide(it.desired(), it.node()));
         let unapplied = wanted.map_or(0, |wanted| plan(&wanted, self.tables.applied()).len());
-        let drift = self.tables.audit(repair)?;
+        let drift = self.audit_maps(repair)?;
         let text = |text: &str| text.to_owned();
         let report = |it: &Drift| DriftReport {
             map: text(it.map),
@@ -51,7 +51,7 @@ impl Agent {
             found: text(&it.found),
         };
         Ok(VerifyReport {
-            entries: self.tables.audited(),
+            entries: self.tables.audited() + self.tables.dataplane().audited(),
             unapplied,
             drift: drift.iter().map(report).collect(),
             repaired: repair && !drift.is_empty(),

@@ -1,6 +1,6 @@
 //! The agent's part in socket-level balancing: where its programs are attached, whose sockets are left alone, and which are ended.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::path::PathBuf;
 
 use futures::future;
 use tracing::{error, info, warn};
@@ -39,8 +39,6 @@ pub(super) struct Sockets {
     gone: u64,
     /// The control groups whose sockets are left alone.
     exempt: Option<Watch>,
-    /// Those that the programs know, by their ids.
-    known_exempt: Option<BTreeSet<u64>>,
 }
 
 impl SocketOptions {
@@ -175,13 +173,8 @@ impl Sockets {
     /// Leaves the sockets of the exempt control groups that are there now alone, and of no others.
     fn exempt(&mut self, kernel: &mut Kernel) {
         let ids = self.exempt.as_mut().map(Watch::ids).unwrap_or_default();
-        if self.known_exempt.as_ref() != Some(&ids) {
-            match kernel.set_exempt(&ids) {
-                Ok(()) => self.known_exempt = Some(ids),
-                Err(error) => {
-                    error!(error = describe(&error), "the sockets of exempt control groups are balanced as others");
-                }
-            }
+        if let Err(error) = kernel.set_exempt(&ids) {
+            error!(error = describe(&error), "the sockets of exempt control groups are balanced as others");
         }
     }
 

@@ -1,6 +1,7 @@
 //! The loaded programs and their maps.
 
 mod attach;
+mod audit;
 mod batch;
 mod flows;
 mod links;
@@ -104,6 +105,17 @@ pub struct Addresses {
     pub is_attached: bool,
 }
 
+impl Addresses {
+    /// As the map has them.
+    fn entry(&self) -> InterfaceAddresses {
+        InterfaceAddresses {
+            v6: self.v6.map_or(Ipv6Be::UNSPECIFIED, Ipv6Be::from),
+            v4: self.v4.map_or(Ipv4Be::UNSPECIFIED, Ipv4Be::from),
+            is_attached: u32::from(self.is_attached),
+        }
+    }
+}
+
 /// What one packet counter says.
 #[derive(Clone, Copy, Debug)]
 pub struct Count {
@@ -136,6 +148,7 @@ pub struct Kernel {
     flows4: FlowMap<Ipv4Be>,
     flows6: FlowMap<Ipv6Be>,
     exempt: HashMap<MapData, u64, u32>,
+    known_exempt: BTreeSet<u64>,
     watched: Option<Watched>,
     /// Hooks of sockets that this kernel does not have, or that are taken.
     missing_hooks: Vec<MissingHook>,
@@ -214,6 +227,7 @@ impl Kernel {
             flows4: map(&mut object, "FLOWS4")?,
             flows6: map(&mut object, "FLOWS6")?,
             exempt: map(&mut object, "EXEMPT")?,
+            known_exempt: BTreeSet::new(),
             watched: Some(watched),
             missing_hooks,
             attachments: pins.map(Attachments::pinned_in).unwrap_or_default(),
@@ -223,6 +237,7 @@ impl Kernel {
             is_settled: false,
         };
         kernel.known_addresses = kernel.read_addresses()?;
+        kernel.known_exempt = kernel.read_exempt()?;
         kernel.begin_epoch();
         Ok(kernel)
     }
@@ -327,13 +342,20 @@ impl Kernel {
 
     /// Leaves the sockets of these control groups alone, by their ids, and of no others.
     pub fn set_exempt(&mut self, groups: &BTreeSet<u64>) -> Result<(), DataplaneError> {
-        let failed = map_error("EXEMPT");
-        for known in self.exempt.keys().collect::<Result<Vec<_>, _>>().map_err(&failed)? {
-            if !groups.contains(&known) {
-                self.exempt.remove(&known).map_err(&failed)?;
-            }
+        if self.known_exempt == *groups {
+            return Ok(());
         }
-        groups.iter().try_for_each(|group| self.exempt.insert(group, 1, 0)).map_err(&failed)
+        let failed = map_error("EXEMPT");
+        for known in self.read_exempt()?.difference(groups) {
+            self.exempt.remove(known).map_err(&failed)?;
+        }
+        groups.iter().try_for_each(|group| self.exempt.insert(group, 1, 0)).map_err(&failed)?;
+        self.known_exempt.clone_from(groups);
+        Ok(())
+    }
+
+    fn read_exempt(&self) -> Result<BTreeSet<u64>, DataplaneError> {
+        self.exempt.keys().collect::<Result<_, _>>().map_err(map_error("EXEMPT"))
     }
 
     /// Detaches from the pod-facing devices that don't stay, by their numbers.
@@ -389,12 +411,7 @@ impl Kernel {
         let failed = map_error("ADDRESSES");
         for (interface, known) in addresses {
             if self.known_addresses.get(interface) != Some(known) {
-                let value = InterfaceAddresses {
-                    v6: known.v6.map_or(Ipv6Be::UNSPECIFIED, Ipv6Be::from),
-                    v4: known.v4.map_or(Ipv4Be::UNSPECIFIED, Ipv4Be::from),
-                    is_attached: u32::from(known.is_attached),
-                };
-                self.addresses.insert(interface, value, 0).map_err(&failed)?;
+                self.addresses.insert(interface, known.entry(), 0).map_err(&failed)?;
             }
         }
         for interface in self.known_addresses.keys().filter(|interface| !addresses.contains_key(interface)) {

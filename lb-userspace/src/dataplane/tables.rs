@@ -30,6 +30,7 @@ use lb_common::{
 use range_alloc::RangeAllocator;
 
 pub use self::audit::Drift;
+pub(super) use self::audit::audit_keys;
 use self::former::{Former, identity};
 use super::{
     Dataplane, DataplaneError, Sizes,

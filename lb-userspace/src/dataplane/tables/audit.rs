@@ -180,7 +180,8 @@ impl<D: Dataplane> Tables<D> {
             None => dataplane.remove_frontend(frontend),
         };
         let text = |value: &abi::Frontend| format!("service {}, flags {:#x}", value.service, value.flags);
-        self.audit_keys("SERVICES4/6", &expected, &found, |it, _| it.to_string(), text, repair.then_some(set))
+        let entry = |it: &Frontend, _: &abi::Frontend| it.to_string();
+        audit_keys(&mut self.dataplane, "SERVICES4/6", &expected, &found, entry, text, repair.then_some(set))
     }
 
     fn audit_vips(&mut self, repair: bool) -> Result<Vec<Drift>, DataplaneError> {
@@ -192,7 +193,8 @@ impl<D: Dataplane> Tables<D> {
             None => dataplane.remove_vip(address),
         };
         let text = |flags: &u32| format!("flags {flags:#x}");
-        self.audit_keys("VIPS4/6", &expected, &found, |it, _| it.to_string(), text, repair.then_some(set))
+        let entry = |it: &IpAddr, _: &u32| it.to_string();
+        audit_keys(&mut self.dataplane, "VIPS4/6", &expected, &found, entry, text, repair.then_some(set))
     }
 
     fn audit_sources(&mut self, repair: bool) -> Result<Vec<Drift>, DataplaneError> {
@@ -207,34 +209,35 @@ impl<D: Dataplane> Tables<D> {
                 None => dataplane.forget_source(range),
             };
         let entry = |range: &SourceRange, &family: &u32| range.text(family);
-        self.audit_keys("SOURCES", &expected, &found, entry, |it| format!("family {it}"), repair.then_some(set))
+        let text = |family: &u32| format!("family {family}");
+        audit_keys(&mut self.dataplane, "SOURCES", &expected, &found, entry, text, repair.then_some(set))
     }
+}
 
-    /// The keys that don't lead to what they should; they are made to, if there is a way.
-    fn audit_keys<K: Ord, V: PartialEq + Copy>(
-        &mut self,
-        map: &'static str,
-        expected: &BTreeMap<K, V>,
-        found: &BTreeMap<K, V>,
-        entry: impl Fn(&K, &V) -> String,
-        text: impl Fn(&V) -> String,
-        mut set: Option<impl FnMut(&mut D, &K, Option<V>) -> Result<(), DataplaneError>>,
-    ) -> Result<Vec<Drift>, DataplaneError> {
-        let text = |value: Option<&V>| value.map_or_else(|| "not there".to_owned(), &text);
-        let keys: BTreeSet<_> = expected.keys().chain(found.keys()).collect();
-        let mut drift = Vec::new();
-        for key in keys {
-            let (wanted, there) = (expected.get(key), found.get(key));
-            if wanted != there {
-                let entry = wanted.or(there).map_or_else(String::new, |value| entry(key, value));
-                drift.push(Drift::new(map, entry, text(wanted), text(there)));
-                if let Some(set) = &mut set {
-                    set(&mut self.dataplane, key, wanted.copied())?;
-                }
+/// The keys that don't lead to what they should; they are made to, if there is a way.
+pub(in crate::dataplane) fn audit_keys<T, K: Ord, V: PartialEq + Copy>(
+    owner: &mut T,
+    map: &'static str,
+    expected: &BTreeMap<K, V>,
+    found: &BTreeMap<K, V>,
+    entry: impl Fn(&K, &V) -> String,
+    text: impl Fn(&V) -> String,
+    mut set: Option<impl FnMut(&mut T, &K, Option<V>) -> Result<(), DataplaneError>>,
+) -> Result<Vec<Drift>, DataplaneError> {
+    let text = |value: Option<&V>| value.map_or_else(|| "not there".to_owned(), &text);
+    let keys: BTreeSet<_> = expected.keys().chain(found.keys()).collect();
+    let mut drift = Vec::new();
+    for key in keys {
+        let (wanted, there) = (expected.get(key), found.get(key));
+        if wanted != there {
+            let entry = wanted.or(there).map_or_else(String::new, |value| entry(key, value));
+            drift.push(Drift::new(map, entry, text(wanted), text(there)));
+            if let Some(set) = &mut set {
+                set(owner, key, wanted.copied())?;
             }
         }
-        Ok(drift)
     }
+    Ok(drift)
 }
 
 fn described(backend: &Backend) -> String {

@@ -16,7 +16,10 @@ pub mod tables;
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use ipnet::IpNet;
-use lb_common::abi::{self, Backend, Service, Slot, Whose};
+use lb_common::{
+    abi::{self, Backend, Service, Slot, Whose},
+    net,
+};
 use region::Region;
 
 use self::{
@@ -47,10 +50,8 @@ pub trait Dataplane {
     fn add_source(&mut self, service: u32, range: &IpNet) -> Result<(), DataplaneError>;
     /// Lets clients of a range in to a service no more.
     fn remove_source(&mut self, service: u32, range: &IpNet) -> Result<(), DataplaneError>;
-    /// Makes the programs look for replies from an address, for ever. To be called before a backend has it.
-    fn note_backend(&self, address: IpAddr);
-    /// Whether the programs look at all for services at an address, or for replies from it: they do once it was one's.
-    fn is_looked_for(&self, address: IpAddr, whose: Whose) -> bool;
+    /// Bits of addresses that were once a service's or a backend's.
+    fn address_bits(&self) -> &Region<u64>;
     /// Every frontend that leads somewhere, with what holds for it.
     fn frontends(&self) -> Result<BTreeMap<Frontend, abi::Frontend>, DataplaneError>;
     /// Every address that is a service's alone, with its flags.
@@ -59,6 +60,17 @@ pub trait Dataplane {
     fn forget_source(&mut self, range: &SourceRange) -> Result<(), DataplaneError>;
     /// Which clients are let in, each with the value of its entry.
     fn sources(&self) -> Result<BTreeMap<SourceRange, u32>, DataplaneError>;
+    /// Makes the programs look for services at an address, or for replies from one. To be called before one has it. Bits are never
+    /// cleared: one that is nobody's any more costs packets a lookup, others may share it, and flows outlive their backend.
+    fn look_for(&self, address: IpAddr, whose: Whose) {
+        let (word, bit) = abi::address_bit(net::words(address), whose);
+        self.address_bits().set(word, self.address_bits().get(word) | bit);
+    }
+    /// Whether the programs look at all for services at an address, or for replies from it: they do once it was one's.
+    fn is_looked_for(&self, address: IpAddr, whose: Whose) -> bool {
+        let (word, bit) = abi::address_bit(net::words(address), whose);
+        self.address_bits().get(word) & bit != 0
+    }
     /// Waits until every packet that is being processed now is done: after that, nobody holds what was
     /// unpublished before. Milliseconds, not microseconds.
     fn wait_for_readers(&self) -> Result<(), DataplaneError>;

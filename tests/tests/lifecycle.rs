@@ -121,6 +121,27 @@ fn an_agent_that_starts_again_takes_over_where_the_last_one_ended() {
 }
 
 #[test]
+fn tables_of_which_one_is_lost_are_served_by_and_that_is_said() {
+    let lab = lab();
+    let _servers = lab.serve(8080);
+    let mut agent = Agent::start(&lab, &web([lab.backend(1)]), &[]);
+    for broken_file in [false, true] {
+        agent.signal(Signal::SIGKILL);
+        agent.wait();
+        let maps = lab.lb().pins().into_iter().find(|path| path.ends_with("maps")).unwrap();
+        fs::remove_file(maps.join("ADDRESS_BITS")).unwrap();
+        if broken_file {
+            agent.edit("services: [{ name: web }]");
+        }
+        agent = agent.launch_another(&lab, &[]).ready();
+        assert!(agent.log().contains("tables are there but for ADDRESS_BITS"), "{}", agent.log());
+        for vip in vips(1) {
+            assert_eq!(lab.client().get_many(vip, 3, 1).answers, BTreeMap::from([("b1".to_owned(), 3)]));
+        }
+    }
+}
+
+#[test]
 fn kills_and_restarts_under_load_harm_no_connection() {
     for variant in PAIR {
         let cluster = variant.layout.clone().up();

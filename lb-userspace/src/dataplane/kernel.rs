@@ -35,7 +35,7 @@ use lb_common::{
         self, Backend, Counter, Flow, FlowKey, InterfaceAddresses, Service, ServiceKey, Slot, SourceKey, VipKey, Whose,
     },
     flow::{Tick, Timeouts},
-    net::{self, Address, Ipv4Be, Ipv6Be, Port},
+    net::{Address, Ipv4Be, Ipv6Be, Port},
     verdict::{COUNTERS, CounterInfo},
 };
 
@@ -447,13 +447,6 @@ impl Kernel {
         self.known_addresses.get(&ANYWHERE).copied().unwrap_or_default()
     }
 
-    /// Lets the programs look for services at an address, or for replies from one. Bits are never cleared: one that is nobody's any more
-    /// costs packets a lookup, others may share it, and flows outlive their backend.
-    fn note_address(&self, address: IpAddr, whose: Whose) {
-        let (word, bit) = abi::address_bit(net::words(address), whose);
-        self.address_bits.set(word, self.address_bits.get(word) | bit);
-    }
-
     /// Every packet counter, summed over the CPUs.
     pub fn counters(&self) -> Result<Vec<Count>, DataplaneError> {
         COUNTERS
@@ -514,7 +507,7 @@ impl Dataplane for Kernel {
     }
 
     fn set_frontend(&mut self, frontend: &Frontend, value: abi::Frontend) -> Result<(), DataplaneError> {
-        self.note_address(frontend.address.ip(), Whose::Services);
+        self.look_for(frontend.address.ip(), Whose::Services);
         match frontend.address {
             SocketAddr::V4(address) => self.services4.insert(key(frontend, Ipv4Be::from(*address.ip())), value, 0),
             SocketAddr::V6(address) => self.services6.insert(key(frontend, Ipv6Be::from(*address.ip())), value, 0),
@@ -531,7 +524,7 @@ impl Dataplane for Kernel {
     }
 
     fn set_vip(&mut self, address: IpAddr, flags: u32) -> Result<(), DataplaneError> {
-        self.note_address(address, Whose::Services);
+        self.look_for(address, Whose::Services);
         match address {
             IpAddr::V4(v4) => self.vips4.insert(VipKey { address: Ipv4Be::from(v4) }, flags, 0),
             IpAddr::V6(v6) => self.vips6.insert(VipKey { address: Ipv6Be::from(v6) }, flags, 0),
@@ -561,13 +554,8 @@ impl Dataplane for Kernel {
         self.sources.remove(&source_key(range)).map_err(map_error("SOURCES"))
     }
 
-    fn note_backend(&self, address: IpAddr) {
-        self.note_address(address, Whose::Backends);
-    }
-
-    fn is_looked_for(&self, address: IpAddr, whose: Whose) -> bool {
-        let (word, bit) = abi::address_bit(net::words(address), whose);
-        self.address_bits.get(word) & bit != 0
+    fn address_bits(&self) -> &Region<u64> {
+        &self.address_bits
     }
 
     fn frontends(&self) -> Result<BTreeMap<Frontend, abi::Frontend>, DataplaneError> {

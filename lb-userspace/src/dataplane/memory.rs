@@ -22,6 +22,7 @@ pub struct Memory {
     services: Region<Service>,
     table: Region<Slot>,
     backends: Region<Backend>,
+    address_bits: Region<u64>,
     /// Frontend → service id and what holds for it.
     pub frontends: BTreeMap<Frontend, abi::Frontend>,
     /// Address → whether it refuses ports that no service takes.
@@ -38,6 +39,7 @@ impl Memory {
             services: Region::anonymous(sizes.services)?,
             table: Region::anonymous(sizes.slots)?,
             backends: Region::anonymous(sizes.backends)?,
+            address_bits: Region::anonymous(abi::ADDRESS_WORDS as u32)?,
             frontends: BTreeMap::new(),
             vips: BTreeMap::new(),
             sources: BTreeMap::new(),
@@ -65,6 +67,7 @@ impl Dataplane for Memory {
     }
 
     fn set_frontend(&mut self, frontend: &Frontend, value: abi::Frontend) -> Result<(), DataplaneError> {
+        self.look_for(frontend.address.ip(), Whose::Services);
         self.frontends.insert(*frontend, value);
         Ok(())
     }
@@ -75,6 +78,7 @@ impl Dataplane for Memory {
     }
 
     fn set_vip(&mut self, address: IpAddr, flags: u32) -> Result<(), DataplaneError> {
+        self.look_for(address, Whose::Services);
         self.vips.insert(address, flags);
         Ok(())
     }
@@ -99,10 +103,8 @@ impl Dataplane for Memory {
         Ok(())
     }
 
-    fn note_backend(&self, _address: IpAddr) {}
-
-    fn is_looked_for(&self, _address: IpAddr, _whose: Whose) -> bool {
-        true
+    fn address_bits(&self) -> &Region<u64> {
+        &self.address_bits
     }
 
     fn frontends(&self) -> Result<BTreeMap<Frontend, abi::Frontend>, DataplaneError> {

@@ -23,7 +23,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{self, Backend, FlowKey, Service, Slot, TableRange},
+    abi::{self, Backend, FlowKey, Service, Slot, TableRange, Whose},
     net::{self, Address, Port},
     select::{prefers_second, slot_index},
 };
@@ -409,7 +409,7 @@ impl<D: Dataplane> Tables<D> {
             service,
             ..self.dataplane.backends().get(id)
         };
-        self.dataplane.note_backend(address.ip());
+        self.dataplane.look_for(address.ip(), Whose::Backends);
         self.dataplane.backends().set(id, backend);
         Ok(id)
     }

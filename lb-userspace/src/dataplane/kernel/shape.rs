@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use aya::maps::{MapInfo, MapType};
 use aya_obj::{Object, generated::bpf_map_type};
+use tracing::warn;
 
 use super::{OBJECT, map_error, pins::Pins};
 use crate::dataplane::{DataplaneError, Sizes};
@@ -66,6 +67,10 @@ const PENDING: Room = Room { flag: "--max-pending-flows", entries: Sizes::pendin
 /// Makes sure that each map that is pinned has the shape that it is to have with these sizes.
 pub(super) fn check(pins: &Pins, sizes: &Sizes) -> Result<(), DataplaneError> {
     let ours = declared()?;
+    let missing: Vec<_> = LASTING.iter().map(|(name, _)| *name).filter(|name| !pins.map(name).exists()).collect();
+    if !missing.is_empty() && missing.len() < LASTING.len() {
+        warn!("a former agent's tables are there but for {}: what these said is lost", missing.join(", "));
+    }
     for (name, room) in LASTING {
         let Some(there) = pinned(pins, name)? else { continue };
         let declared = ours.get(name).ok_or(DataplaneError::Map { name, source: None })?;

@@ -140,7 +140,7 @@ impl<D: Dataplane> Tables<D> {
         let missed = addresses.into_iter().filter(|&it| !self.dataplane.is_looked_for(it, Whose::Backends));
         let drift = |address| {
             if repair {
-                self.dataplane.note_backend(address);
+                self.dataplane.look_for(address, Whose::Backends);
             }
             Drift::new("ADDRESS_BITS", address, "a backend's", "nobody's")
         };

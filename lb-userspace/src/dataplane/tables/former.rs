@@ -15,7 +15,7 @@ use std::{
 use fnv::FnvHasher;
 use ipnet::IpNet;
 use lb_common::{
-    abi::{self, Backend, TableRange},
+    abi::{self, Backend, TableRange, Whose},
     net::{Address as _, Ipv4Be, Ipv6Be},
     select::Algorithm,
 };
@@ -143,8 +143,17 @@ impl<D: Dataplane> Tables<D> {
                 retire(&self.dataplane, id);
             }
         }
+        self.look_for_all(&former);
         self.former = (!former.is_empty()).then_some(former);
         Ok(())
+    }
+
+    /// Has the programs look for what they find in the tables: the bits may be lost, and what is there already is not set again.
+    fn look_for_all(&self, former: &Former) {
+        let frontends = former.frontends.keys().map(|frontend| frontend.address.ip());
+        frontends.chain(former.vips.keys().copied()).for_each(|it| self.dataplane.look_for(it, Whose::Services));
+        let members = former.services.values().flat_map(|service| service.entry.members());
+        members.for_each(|(address, _)| self.dataplane.look_for(address.ip(), Whose::Backends));
     }
 
     /// Now that it is known which services there are to be, makes those of the former agent that are among them theirs. The

@@ -3,10 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
-use lb_common::{
-    abi::Whose,
-    net::{Address as _, IpProto, Ipv4Be},
-};
+use lb_common::net::{Address as _, IpProto, Ipv4Be};
 use proptest::prelude::*;
 
 use super::*;
@@ -470,12 +467,8 @@ impl Dataplane for Refusing {
         self.take()?.forget_source(range)
     }
 
-    fn note_backend(&self, address: IpAddr) {
-        self.memory.note_backend(address);
-    }
-
-    fn is_looked_for(&self, address: IpAddr, whose: Whose) -> bool {
-        self.memory.is_looked_for(address, whose)
+    fn address_bits(&self) -> &Region<u64> {
+        self.memory.address_bits()
     }
 
     fn frontends(&self) -> Result<BTreeMap<Frontend, abi::Frontend>, DataplaneError> {
@@ -508,6 +501,13 @@ fn an_agent_that_starts_again_finds_everything_as_it_was() {
     assert_eq!(again.apply(&state).unwrap(), 0);
     check(&again, &state);
     assert_eq!((members(&again), again.usage()), (before, usage));
+    // What is there is looked for, whatever became of the bits.
+    let bits = again.dataplane().address_bits();
+    (0..bits.length()).for_each(|word| bits.set(word, 0));
+    assert_ne!(again.audit(false).unwrap(), []);
+    let mut again = Tables::open(again.dataplane, SIZES).unwrap();
+    assert_eq!(again.apply(&state).unwrap(), 0);
+    assert_eq!(again.audit(false).unwrap(), []);
     // A service that nobody wants any more goes, with all that it had.
     let mut third = Tables::open(again.dataplane, SIZES).unwrap();
     let state = plain(&services[..1]);
@@ -540,7 +540,7 @@ fn drift_is_found_and_repaired() {
             memory.frontends.remove(&frontend("10.0.0.1:80"));
         }),
         ("SERVICES4/6 TCP 10.0.0.9:80", &|memory| {
-            memory.frontends.insert(frontend("10.0.0.9:80"), abi::Frontend { service: 1, flags: 0 });
+            memory.set_frontend(&frontend("10.0.0.9:80"), abi::Frontend { service: 1, flags: 0 }).unwrap();
         }),
         ("SERVICES4/6 TCP 10.0.0.2:80", &|memory| {
             memory.frontends.insert(frontend("10.0.0.2:80"), abi::Frontend { service: 0, flags: 0 });

@@ -262,7 +262,9 @@ fn answer(request: Request) -> Response {
             Response::Services(vec![service("web", &["10.0.0.1:80", "10.0.0.2:80"]), service("dns", &["10.0.0.3:53"])])
         }
         Request::Verify { repair } => Response::Verify(VerifyReport {
+            is_compared: true,
             entries: 100,
+            is_behind: false,
             unapplied: 0,
             drift: vec![DriftReport {
                 map: "TABLE".to_owned(),

@@ -232,11 +232,23 @@ fn an_agent_that_starts_again_with_a_broken_file_leaves_all_as_it_is_until_the_f
     for vip in vips(1) {
         assert_eq!(lab.client().get_many(vip, 3, 1).answers, BTreeMap::from([("b1".to_owned(), 3)]));
     }
+    let verify = || {
+        let output = another.cli(&["verify"]);
+        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (code, text) = verify();
+    assert!(code == 2 && text.contains("not compared: "), "{code}: {text}");
     another.apply(&web([lab.backend(2)]));
     assert_eq!(error(), Value::Null);
     for vip in vips(1) {
         assert_eq!(lab.client().get_many(vip, 3, 1).answers, BTreeMap::from([("b2".to_owned(), 3)]));
     }
+    assert_eq!(verify().0, 0, "{}", verify().1);
+    another.edit("services: [{ name: web }]");
+    eventually("what is not in force is told", || {
+        let (code, text) = verify();
+        code == 2 && text.contains("not all that the source says is in force") && !text.contains("not compared: ")
+    });
 }
 
 #[test]

@@ -156,8 +156,13 @@ pub struct ServiceHealthReport {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VerifyReport {
+    /// Whether the tables of services were looked at: what a former agent left stays as it is until the source has told what there is
+    /// to be.
+    pub is_compared: bool,
     /// How many entries were looked at.
     pub entries: u64,
+    /// Whether not all that the source says is in force; the status says why.
+    pub is_behind: bool,
     /// Changes that the services ask for and that are not in force; the status says why.
     pub unapplied: usize,
     /// Where the maps did not say what they should.

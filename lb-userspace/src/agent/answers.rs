@@ -51,6 +51,8 @@ impl Agent {
             found: text(&it.found),
         };
         Ok(VerifyReport {
+            is_compared: self.tables.knows_services(),
+            is_behind: self.error().is_some(),
             entries: self.tables.audited() + self.tables.dataplane().audited(),
             unapplied,
             drift: drift.iter().map(report).collect(),

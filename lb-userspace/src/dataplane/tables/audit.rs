@@ -50,14 +50,13 @@ impl Drift {
 
 impl<D: Dataplane> Tables<D> {
     /// Looks for drift in everything that the agent writes, and puts it right if that is asked for. What only the programs write
-    /// can't be told from what it should be.
+    /// can't be told from what it should be. Finds none as long as it is not known which services there are to be.
     ///
     /// # Errors
     ///
     /// If a map can't be read, or repaired.
     pub fn audit(&mut self, repair: bool) -> Result<Vec<Drift>, DataplaneError> {
-        if self.former.is_some() {
-            // It is not known yet what there is to be.
+        if !self.knows_services() {
             return Ok(Vec::new());
         }
         let mut drift = self.audit_services(repair);
@@ -70,8 +69,16 @@ impl<D: Dataplane> Tables<D> {
         Ok(drift)
     }
 
+    /// Whether it is known which services there are to be, and so what the maps are to say.
+    pub fn knows_services(&self) -> bool {
+        self.former.is_none()
+    }
+
     /// How many entries an audit looks at.
     pub fn audited(&self) -> u64 {
+        if !self.knows_services() {
+            return 0;
+        }
         let applied = &self.applied;
         let in_hashes = applied.frontends.len() + applied.vips.len() + applied.sources.len();
         in_hashes as u64 + self.service_ids.used() + self.backend_ids.used() + self.used_slots

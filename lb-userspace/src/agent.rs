@@ -7,7 +7,7 @@ mod services;
 mod sockets;
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -321,8 +321,8 @@ struct Agent {
     outgrown: Option<String>,
     /// The wait for packets that may hold what was taken out of use.
     reclaiming: Option<JoinHandle<Reclaimed>>,
-    /// Uplinks that are not there now.
-    lost: HashSet<String>,
+    /// Uplinks that are not attached to now, and why those can't be that are there.
+    lost: HashMap<String, Option<String>>,
     /// Whether it was said that not everything is pinned.
     is_unpinned: bool,
     /// Pod-facing devices that can't be attached to, by number.
@@ -394,7 +394,7 @@ impl Agent {
             waiting: None,
             outgrown: None,
             reclaiming: None,
-            lost: HashSet::new(),
+            lost: HashMap::new(),
             refused_pods: HashSet::new(),
             retried_pods: 0,
             is_unpinned: false,
@@ -449,6 +449,7 @@ impl Agent {
             }
             Event::Tick => {
                 self.confirm_neighbours().await;
+                self.attach_lost();
                 self.pin_again();
                 self.apply_waiting();
                 self.exempt_sockets();

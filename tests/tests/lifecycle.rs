@@ -481,6 +481,29 @@ fn an_interface_that_comes_back_with_its_number_is_attached_to() {
 }
 
 #[test]
+fn an_uplink_that_can_not_be_attached_to_again_says_why_and_is_tried_again() {
+    let lab = lab();
+    let agent = Agent::start(&lab, &web([lab.backend(1)]), &["--xdp", "native"]);
+    lab.lb().namespace().ip("link del eth-b3");
+    eventually("it is missed", || agent.log().contains("interface eth-b3 is gone"));
+    // A veth takes no XDP program while its other end may send more than a page.
+    let other = lab.backend(3).namespace();
+    lab.lb().namespace().ip(&format!("link add eth-b3 type veth peer name other mtu 9000 netns {}", other.name()));
+    let interface = || {
+        let interfaces = agent.status()["interfaces"].clone();
+        interfaces.as_array().unwrap().iter().find(|it| it["name"] == "eth-b3").unwrap().clone()
+    };
+    eventually("it is told", || interface()["why"].as_str().is_some_and(|why| why.contains("native XDP")));
+    assert_eq!(interface()["xdp"], "gone");
+    assert_eq!(agent.log().matches("cannot attach to eth-b3 again").count(), 1, "{}", agent.log());
+    // Where the balancer is, nothing changes.
+    other.ip("link set other mtu 1500");
+    let limit = Duration::from_secs(40);
+    assert!(poll(limit, || (interface()["xdp"] == "native").then_some(())).is_some(), "{}", agent.log());
+    assert_eq!(interface()["why"], Value::Null);
+}
+
+#[test]
 fn who_starts_with_more_than_there_is_room_for_goes_on_with_what_was_served() {
     let lab = lab();
     let _servers = lab.serve(8080);

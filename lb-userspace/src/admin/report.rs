@@ -201,11 +201,12 @@ pub struct InterfaceReport {
     /// The interface's name.
     pub name: String,
     /// The XDP mode of the program there: `native`, `generic`, or `off` where tc meets what comes in; `gone` if the
-    /// interface is not there.
+    /// interface is not there, or can't be attached to.
     pub xdp: String,
-    /// How programs sit on tc's hooks there: `tcx` or `clsact`; `gone` if the interface is not there.
+    /// How programs sit on tc's hooks there: `tcx` or `clsact`; `gone` as above.
     pub tc: String,
-    /// Why there is no XDP program although one was to be there if possible.
+    /// Why there is no XDP program although one was to be there if possible; of one that is `gone`, why it can't be attached to now that
+    /// it is back.
     pub why: Option<String>,
     /// The IPv4 address that packets to backends leave this interface with.
     pub source_ipv4: Option<Ipv4Addr>,

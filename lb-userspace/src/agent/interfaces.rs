@@ -110,22 +110,39 @@ impl Agent {
                     Ok(attachment) => {
                         info!("interface {interface} is back");
                         say(&interface, attachment);
+                        self.lost.remove(&interface);
                         self.put_segments_together();
                     }
-                    Err(error) if self.lost.insert(interface.clone()) => {
-                        error!(error, "cannot attach to {interface} again");
+                    Err(error) => {
+                        if self.lose(&interface, Some(&error)) {
+                            error!(error, "cannot attach to {interface} again");
+                        }
                     }
-                    Err(_again) => {}
                 }
             }
         }
     }
 
+    /// Tries again to attach to uplinks that are lost: what was in the way may have gone without a change of the network.
+    pub(super) fn attach_lost(&mut self) {
+        if !self.lost.is_empty() {
+            self.attach_again();
+            self.note_attachments();
+            self.choose_addresses();
+        }
+    }
+
     /// Notes that an uplink is gone.
     fn miss(&mut self, interface: &str) {
-        if self.lost.insert(interface.to_owned()) {
+        if self.lose(interface, None) {
             warn!("interface {interface} is gone; wharf attaches to it when it comes back");
         }
+    }
+
+    /// Notes that an uplink is not attached to, and why it can't be if it is there. Whether that is news.
+    fn lose(&mut self, interface: &str, why: Option<&str>) -> bool {
+        let before = self.lost.insert(interface.to_owned(), why.map(str::to_owned));
+        before.as_ref().map(Option::as_deref) != Some(why)
     }
 
     /// Attaches to pod-facing devices that are new, and forgets those that are gone or have another name now.
@@ -203,7 +220,10 @@ impl Agent {
                 name: name.clone(),
                 xdp: attachment.map_or("gone", |it| it.xdp().name()).to_owned(),
                 tc: attachment.map_or("gone", |it| it.tc().name()).to_owned(),
-                why: attachment.and_then(Attachment::why).map(|error| describe(error)),
+                why: match attachment {
+                    Some(attachment) => attachment.why().map(|error| describe(error)),
+                    None => self.lost.get(name).cloned().flatten(),
+                },
                 source_ipv4: addresses.v4,
                 source_ipv6: addresses.v6,
             }

@@ -416,7 +416,8 @@ impl Agent {
             None => 0,
         };
         first.iter().flat_map(|first| &first.warnings).for_each(|warning| warn!("{warning}"));
-        agent.attach(has_former)?;
+        // What goes on without this agent sends by no uplink that has lost its XDP.
+        agent.attach(has_former).inspect_err(|_| agent.choose_addresses())?;
         agent.choose_addresses();
         agent.reclaim();
         if addresses.values().all(|known| known.v4.is_none() && known.v6.is_none()) {

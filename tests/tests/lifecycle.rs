@@ -312,6 +312,29 @@ fn an_agent_takes_over_in_another_mode() {
     }
 }
 
+#[test]
+fn an_agent_that_is_refused_its_mode_leaves_traffic_as_it_was() {
+    let lab = lab();
+    let _servers = lab.serve(8080);
+    // A veth takes no XDP program in the driver while its other end may send more than a page.
+    lab.client().namespace().ip("link set eth0 mtu 9000");
+    let mut agent = Agent::start(&lab, &web(lab.backends()), &["--xdp", "generic"]);
+    let load = Load::begin(lab.client(), vips(1));
+    thread::sleep(MOMENT);
+    agent.signal(Signal::SIGTERM);
+    agent.wait();
+    for _ in 0..2 {
+        let mut refused = agent.launch_another(&lab, &["--xdp", "native"]);
+        assert_eq!(refused.wait().code(), Some(1));
+        assert!(refused.log().contains("native XDP could not be attached"), "{}", refused.log());
+        thread::sleep(MOMENT);
+    }
+    let another = agent.launch_another(&lab, &["--xdp", "generic"]).ready();
+    assert_eq!(another.status()["interfaces"][0]["xdp"], "generic");
+    thread::sleep(MOMENT);
+    assert!(load.expect_unharmed() > 20);
+}
+
 // Bad days.
 
 /// A BPF file system of a test's own.

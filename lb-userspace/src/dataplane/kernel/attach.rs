@@ -176,17 +176,25 @@ impl Attachments {
         // own stack met meanwhile it would answer with a RST.
         let changes_mode = self.former.contains_key(&Place::xdp(mode != XdpMode::Generic, index));
         let cover = changes_mode.then(|| self.tc(object, name, index, Hook::TcIngress)).transpose()?;
-        let (xdp, link, why) = match mode {
-            XdpMode::Off => (XdpMode::Off, None, None),
-            XdpMode::Generic => (XdpMode::Generic, Some(self.xdp(object, name, index, AyaMode::Skb)?), None),
-            XdpMode::Native => (XdpMode::Native, Some(self.xdp(object, name, index, AyaMode::Driver)?), None),
+        let xdp = match mode {
+            XdpMode::Off => None,
+            XdpMode::Generic => Some((XdpMode::Generic, self.xdp(object, name, index, AyaMode::Skb))),
             XdpMode::Auto if is_veth => {
-                (XdpMode::Off, None, Some(DataplaneError::VethXdp { interface: name.to_owned() }))
+                Some((XdpMode::Native, Err(DataplaneError::VethXdp { interface: name.to_owned() })))
             }
-            XdpMode::Auto => match self.xdp(object, name, index, AyaMode::Driver) {
-                Ok(link) => (XdpMode::Native, Some(link), None),
-                Err(error) => (XdpMode::Off, None, Some(error)),
-            },
+            XdpMode::Native | XdpMode::Auto => Some((XdpMode::Native, self.xdp(object, name, index, AyaMode::Driver))),
+        };
+        let (xdp, link, why) = match xdp {
+            None => (XdpMode::Off, None, None),
+            Some((xdp, Ok(link))) => (xdp, Some(link), None),
+            Some((_, Err(error))) if mode == XdpMode::Auto => (XdpMode::Off, None, Some(error)),
+            Some((_, Err(error))) => {
+                // The former agent's is gone, and its traffic goes on: by the cover, which is to outlive this one.
+                if let Some((cover, _)) = cover {
+                    let _pinned = self.pinned([cover, egress].into_iter());
+                }
+                return Err(error);
+            }
         };
         let ingress = match (xdp, cover) {
             (XdpMode::Off, Some((cover, _))) => Some(cover),

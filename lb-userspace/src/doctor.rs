@@ -13,13 +13,12 @@ mod xdp;
 
 use std::{fmt, ops::RangeInclusive, path::PathBuf};
 
-use glob::Pattern;
 use serde::Serialize;
 
 pub(crate) use self::conflicts::{kube_proxies, where_kube_proxy_runs};
 use crate::{
     dataplane::kernel::XdpMode,
-    network::{NetworkError, Roles, survey::Survey},
+    network::{NetworkError, PodInterfaces, Roles, survey::Survey},
 };
 
 /// What `wharf run` would be told.
@@ -27,8 +26,8 @@ use crate::{
 pub struct Options {
     /// The names of the uplinks; if there are none, every interface that is up is taken for one.
     pub interfaces: Vec<String>,
-    /// What the names of the devices towards pods look like.
-    pub pod_interfaces: Vec<Pattern>,
+    /// The devices towards pods.
+    pub pod_interfaces: PodInterfaces,
     /// The services file.
     pub services: Option<PathBuf>,
     /// Where packets that come in are to be met.
@@ -128,7 +127,7 @@ pub async fn examine(options: &Options) -> Result<Vec<Check>, NetworkError> {
     };
     let survey = Survey::take().await?;
     if roles.uplinks.is_empty() {
-        roles.uplinks = interfaces::likely_uplinks(&survey.devices, &roles.pod_interfaces);
+        roles.uplinks = interfaces::likely_uplinks(&survey.devices, &roles);
     }
     let mut checks = kernel::checks(&kernel::Facts::gather());
     checks.extend(mounts::checks(&mounts::Facts::gather(&options.bpffs)));

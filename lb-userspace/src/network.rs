@@ -15,7 +15,6 @@ use std::{
 };
 
 use futures::{StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
-use glob::Pattern;
 use rtnetlink::{
     Handle, MulticastGroup, new_connection, new_multicast_connection,
     packet_core::{NetlinkMessage, NetlinkPayload},
@@ -29,7 +28,7 @@ use rtnetlink::{
 use tracing::{debug, error};
 
 use self::listing::{Link, Listing, Route};
-pub use self::node::NodePorts;
+pub use self::node::{NodePorts, PodInterfaces};
 use crate::{dataplane::kernel::Addresses, policy::Node};
 
 /// Which interfaces are what, and what else the operator says about this node.
@@ -37,8 +36,8 @@ use crate::{dataplane::kernel::Addresses, policy::Node};
 pub struct Roles {
     /// The names of the interfaces that clients and backends are reached by.
     pub uplinks: Vec<String>,
-    /// What the names of the devices towards pods look like, where packets are to be met on them.
-    pub pod_interfaces: Vec<Pattern>,
+    /// The devices towards pods that packets are to be met on.
+    pub pod_interfaces: PodInterfaces,
     /// The node's name.
     pub node_name: Option<Arc<str>>,
     /// On which of the node's addresses a NodePort is served.
@@ -47,7 +46,7 @@ pub struct Roles {
     pub balances_sockets: bool,
 }
 
-/// A device that is to be attached to because of its name.
+/// A device that is to be attached to because pods are behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodDevice {
     /// Its number.
@@ -225,9 +224,9 @@ impl Network {
         source::addresses(&self.listing, &self.roles.uplinks, before, is_frontend)
     }
 
-    /// The devices that match a pattern for pods, and on which packets can be met.
+    /// The devices towards pods on which packets are to be met, and can be.
     pub fn pod_devices(&self) -> Vec<PodDevice> {
-        self.roles.pod_devices(&self.listing.links)
+        self.roles.pod_devices(&self.listing.links, &self.pod_facing)
     }
 
     /// The node, whose primary addresses are these.

@@ -95,6 +95,13 @@ impl Agent {
         Self::launch_in(home, node.host(), &[on(node), arguments.to_vec()].concat()).ready()
     }
 
+    /// Runs `wharf` on a node, on its uplinks and told of nothing else, and waits until the services are in force.
+    #[track_caller]
+    pub fn start_by_default(home: Home, node: &Node) -> Self {
+        let arguments = [&on_uplinks(node)[..], &["--node-name", node.host().name()]].concat();
+        Self::launch_in(home, node.host(), &arguments).ready()
+    }
+
     fn launch_in(home: impl Into<Arc<Home>>, host: &Host, arguments: &[&str]) -> Self {
         let home = home.into();
         let binary = home.binary().to_owned();
@@ -258,7 +265,11 @@ impl Drop for Agent {
 /// What an agent is told on a node.
 fn on(node: &Node) -> Vec<&str> {
     let own = ["--pod-interface", node.pod_interfaces(), "--node-name", node.host().name()];
-    [interfaces(node.uplinks().iter().copied()), own.to_vec()].concat()
+    [on_uplinks(node), own.to_vec()].concat()
+}
+
+fn on_uplinks(node: &Node) -> Vec<&str> {
+    interfaces(node.uplinks().iter().copied())
 }
 
 fn interfaces<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {

@@ -16,6 +16,7 @@ use tests::{
         ApiServer,
         objects::{Draft, Service, Slice, node, service, slice},
     },
+    cluster::{Layout, PodNetwork},
     eventually,
     home::Home,
     http::Page,
@@ -189,6 +190,35 @@ fn a_service_that_was_refused_is_tried_again_when_another_one_left_at_the_same_t
     agent.signal(nix::sys::signal::Signal::SIGCONT);
     assert!(poll(Duration::from_secs(40), || is_served("default/a-new").then_some(())).is_some(), "{}", agent.log());
     agent.stop();
+}
+
+#[test]
+fn pods_are_served_without_being_named() {
+    for network in [PodNetwork::Bridged, PodNetwork::Routed] {
+        let mut cluster = Layout::new(network).up();
+        let (node, local) = (cluster.node(1), cluster.pod(1, 1));
+        let server = node.host().namespace().run(ApiServer::start);
+        server.apply(tests::apiserver::objects::node("n1"));
+        server.apply(web());
+        let of_web = |name| slice("default", name).of("web").port("http", TARGET_PORT);
+        server.apply(of_web("web-v4").endpoint(local.v4()).on("n1"));
+        server.apply(of_web("web-v6").endpoint(local.v6()).on("n1"));
+        let _server = local.serve(TARGET_PORT);
+        let agent = Agent::start_by_default(Home::of_cluster(&server), node);
+        let pods = |attached| json!({ "patterns": ["auto"], "attached": attached, "refused": 0 });
+        eventually("both pods' devices are attached to", || agent.status()["podInterfaces"] == pods(2));
+        assert!(agent.log().contains("devices of pods to attach to: veth and netkit devices"), "{}", agent.log());
+        for vip in vips() {
+            eventually("it is in force", || cluster.client().tcp(vip).is_ok());
+            assert_eq!(cluster.pod(1, 2).tcp(vip).unwrap().backend(), local.name());
+        }
+        cluster.add_pod(1);
+        eventually("the new one, too", || agent.status()["podInterfaces"] == pods(3));
+        for vip in vips() {
+            assert_eq!(cluster.pod(1, 3).tcp(vip).unwrap().backend(), "n1-p1");
+        }
+        agent.stop();
+    }
 }
 
 /// What a load balancer is told at the health check port of a service.

@@ -218,7 +218,7 @@ pub struct InterfaceReport {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodInterfacesReport {
-    /// What their names look like.
+    /// What their names look like; `auto` alone where they are known by their kind.
     pub patterns: Vec<String>,
     /// How many have our programs.
     pub attached: usize,

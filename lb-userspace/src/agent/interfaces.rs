@@ -37,6 +37,7 @@ impl Agent {
         self.attach_loopback();
         self.note_attachments();
         self.put_segments_together();
+        info!("devices of pods to attach to: {}", self.options.roles.pod_interfaces);
         self.attach_pods();
         Ok(())
     }
@@ -232,9 +233,8 @@ impl Agent {
     }
 
     pub(super) fn pod_interfaces(&self) -> PodInterfacesReport {
-        let patterns = self.options.roles.pod_interfaces.iter();
         PodInterfacesReport {
-            patterns: patterns.map(|pattern| pattern.as_str().to_owned()).collect(),
+            patterns: self.options.roles.pod_interfaces.values(),
             attached: self.tables.dataplane().attached_pods(),
             refused: self.refused_pods.len(),
         }

@@ -2,10 +2,13 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, Error};
 
 use super::{Printing, host::Host, table::table};
-use crate::doctor::{self, Check, Options, Verdict};
+use crate::{
+    doctor::{self, Check, Options, Verdict},
+    network::PodInterfaces,
+};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -24,7 +27,7 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let options = Options {
         interfaces: args.interfaces,
-        pod_interfaces: args.host.pod_interfaces,
+        pod_interfaces: PodInterfaces::read(args.host.pod_interfaces).map_err(Error::msg)?.unwrap_or_default(),
         services: args.services,
         xdp: args.host.xdp,
         snat_ports: args.host.snat_ports,

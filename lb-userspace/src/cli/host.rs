@@ -9,8 +9,9 @@ use crate::dataplane::kernel::{DEFAULT_PINS, XdpMode};
 #[derive(Debug, clap::Args)]
 pub(super) struct Host {
     /// What the names of the devices towards pods look like, as in 'veth*': requests of pods are met there, and replies to
-    /// pods; may be given several times
-    #[arg(long = "pod-interface", value_name = "PATTERN")]
+    /// pods; may be given several times. `auto`: veth and netkit devices whose other end is in another network namespace;
+    /// `none`: no device [default: none; of `run --kubernetes`: auto]
+    #[arg(long = "pod-interface", value_name = "PATTERN|auto|none")]
     pub(super) pod_interfaces: Vec<Pattern>,
     /// Where packets that come in are met
     #[arg(long, value_enum, default_value_t = XdpMode::Auto)]

@@ -2,7 +2,8 @@
 
 use std::{fs, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, Error, ensure};
+use glob::Pattern;
 use lb_common::flow::{Tick, Timeouts};
 
 use super::host::Host;
@@ -14,7 +15,7 @@ use crate::{
         SizeOptions,
         kernel::{Ended, Settings, SocketMode, SocketSettings},
     },
-    network::{NodePorts, Roles},
+    network::{NodePorts, PodInterfaces, Roles},
     observe::http::{self, Listen},
     privileges,
     source::{Source, kubernetes::Connection},
@@ -131,10 +132,18 @@ fn name_in_cluster(given: Option<&str>) -> anyhow::Result<Arc<str>> {
     Ok(name.into())
 }
 
+/// The devices of pods, as the values of `--pod-interface` say; without one, pods of a cluster are served as kube-proxy serves
+/// them, which is not told where they are.
+fn pod_interfaces(is_of_cluster: bool, given: Vec<Pattern>) -> anyhow::Result<PodInterfaces> {
+    let usual = if is_of_cluster { PodInterfaces::ByKind } else { PodInterfaces::None };
+    Ok(PodInterfaces::read(given).map_err(Error::msg)?.unwrap_or(usual))
+}
+
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let settings = args.settings();
     let given = args.node_name.as_deref();
     let node_name = if args.kubernetes { Some(name_in_cluster(given)?) } else { given.map(Into::into) };
+    let pod_interfaces = pod_interfaces(args.kubernetes, args.host.pod_interfaces)?;
     let source = match args.services {
         Some(path) => Source::File(path),
         None => Source::Kubernetes(Connection {
@@ -149,7 +158,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         settings,
         roles: Roles {
             uplinks: args.interfaces,
-            pod_interfaces: args.host.pod_interfaces,
+            pod_interfaces,
             node_name,
             node_ports: args.nodeport_addresses.unwrap_or_default(),
             balances_sockets: args.socket_lb != SocketMode::Off,
@@ -247,6 +256,14 @@ mod tests {
     fn patterns_and_ranges_are_checked() {
         assert!(parse("--pod-interface veth* --pod-interface lxc[0-9]*").is_ok());
         assert!(parse("--pod-interface veth[").is_err());
+        for (given, of_cluster, of_file) in [
+            ("", PodInterfaces::ByKind, PodInterfaces::None),
+            ("--pod-interface auto", PodInterfaces::ByKind, PodInterfaces::ByKind),
+            ("--pod-interface none", PodInterfaces::None, PodInterfaces::None),
+        ] {
+            let read = |is_of_cluster| pod_interfaces(is_of_cluster, parse(given).unwrap().host.pod_interfaces);
+            assert_eq!((read(true).unwrap(), read(false).unwrap()), (of_cluster, of_file), "{given}");
+        }
         assert_eq!(parse("--nodeport-addresses primary").unwrap().nodeport_addresses, Some(NodePorts::Primary));
         let ranges = parse("--nodeport-addresses 10.0.0.0/8,fd00::/8").unwrap().nodeport_addresses;
         assert!(matches!(ranges, Some(NodePorts::In(ranges)) if ranges.len() == 2));

@@ -6,8 +6,8 @@ use glob::Pattern;
 
 use super::{Check, list};
 use crate::network::{
-    Roles,
-    survey::{InfoKind, Link},
+    PodInterfaces, Roles,
+    survey::{self, InfoKind, Link},
 };
 
 /// What is so.
@@ -21,9 +21,9 @@ pub(super) struct Facts<'a> {
 }
 
 /// The interfaces to look at where none is named.
-pub(super) fn likely_uplinks(devices: &[Link], pod_interfaces: &[Pattern]) -> Vec<String> {
-    let faces_pods = |name: &str| pod_interfaces.iter().any(|pattern| pattern.matches(name));
-    let likely = devices.iter().filter(|it| it.is_up && !it.is_loopback() && !faces_pods(&it.name));
+pub(super) fn likely_uplinks(devices: &[Link], roles: &Roles) -> Vec<String> {
+    let of_pods = survey::pod_devices(devices, roles);
+    let likely = devices.iter().filter(|it| it.is_up && !it.is_loopback() && !of_pods.contains(&it.name));
     likely.map(|it| it.name.clone()).collect()
 }
 
@@ -32,7 +32,7 @@ pub(super) fn checks(facts: &Facts<'_>) -> Vec<Check> {
     if facts.roles.uplinks.is_empty() {
         checks.push(Check::problem(
             "interface",
-            "no interface but loopback is up",
+            "no interface but loopback, and those of pods, is up",
             "ip link set dev IF up, for each interface that clients and backends are reached by",
         ));
     }
@@ -50,12 +50,18 @@ pub(super) fn checks(facts: &Facts<'_>) -> Vec<Check> {
         }
     }
     checks.extend(facts.different_mtus());
-    checks.extend(facts.roles.pod_interfaces.iter().map(|pattern| facts.pods(pattern)));
+    match &facts.roles.pod_interfaces {
+        PodInterfaces::None => {}
+        PodInterfaces::Named(patterns) => checks.extend(patterns.iter().map(|pattern| facts.pods(pattern))),
+        PodInterfaces::ByKind => checks.push(facts.pods_by_kind()),
+    }
     checks
 }
 
 /// The name of the checks on what interfaces are built of.
 const STACK: &str = "device-stack";
+/// The name of the checks on the devices of pods.
+const PODS: &str = "pod-interfaces";
 
 impl Facts<'_> {
     fn uplink(&self, device: &Link) -> Vec<Check> {
@@ -165,14 +171,25 @@ impl Facts<'_> {
     }
 
     fn pods(&self, pattern: &Pattern) -> Check {
-        const NAME: &str = "pod-interfaces";
         let devices = self.devices.iter().filter(|it| it.is_ethernet() && pattern.matches(&it.name));
         let names: Vec<_> = devices.map(|it| &it.name).filter(|name| !self.roles.uplinks.contains(name)).collect();
         if names.is_empty() {
             let found = format!("no device is called like '{pattern}'");
-            Check::note(NAME, found, "nothing if pods are yet to come; `ip link` lists the devices that there are")
+            Check::note(PODS, found, "nothing if pods are yet to come; `ip link` lists the devices that there are")
         } else {
-            Check::ok(NAME, format!("'{pattern}' finds {}", list(&names)))
+            Check::ok(PODS, format!("'{pattern}' finds {}", list(&names)))
+        }
+    }
+
+    fn pods_by_kind(&self) -> Check {
+        let names = survey::pod_devices(self.devices, self.roles);
+        if names.is_empty() {
+            let found = "there is no veth or netkit device whose other end is in another network namespace";
+            let remedy =
+                "nothing if pods are yet to come; if they have devices of another kind, --pod-interface names them";
+            Check::note(PODS, found, remedy)
+        } else {
+            Check::ok(PODS, format!("pods are behind {}", list(&names)))
         }
     }
 }
@@ -188,9 +205,16 @@ pub(super) mod tests {
 
     fn with(devices: &[Link], uplinks: &[&str], addresses: &[(u32, IpAddr)], are_named: bool) -> Vec<Check> {
         let uplinks = uplinks.iter().map(|&name| name.to_owned()).collect();
-        let pod_interfaces = vec!["veth*".parse().unwrap()];
-        let roles = Roles { uplinks, pod_interfaces, ..Roles::default() };
+        let roles = Roles { uplinks, ..facing(named("veth*")) };
         checks(&Facts { devices, addresses, roles: &roles, are_named })
+    }
+
+    fn named(pattern: &str) -> PodInterfaces {
+        PodInterfaces::Named(vec![pattern.parse().unwrap()])
+    }
+
+    fn facing(pod_interfaces: PodInterfaces) -> Roles {
+        Roles { pod_interfaces, ..Roles::default() }
     }
 
     #[test]
@@ -198,8 +222,9 @@ pub(super) mod tests {
         let lo = Link { layer: LinkLayerType::Loopback, ..Link::of(1, "lo", None) };
         let down = Link { is_up: false, ..Link::of(3, "eth1", None) };
         let devices = [lo, Link::of(2, "eth0", None), down, Link::of(4, "veth7", Some(InfoKind::Veth))];
-        assert_eq!(likely_uplinks(&devices, &["veth*".parse().unwrap()]), ["eth0"]);
-        assert_eq!(likely_uplinks(&devices, &[]), ["eth0", "veth7"]);
+        assert_eq!(likely_uplinks(&devices, &facing(named("veth*"))), ["eth0"]);
+        assert_eq!(likely_uplinks(&devices, &facing(PodInterfaces::ByKind)), ["eth0"]);
+        assert_eq!(likely_uplinks(&devices, &facing(PodInterfaces::None)), ["eth0", "veth7"]);
     }
 
     #[test]
@@ -261,5 +286,10 @@ pub(super) mod tests {
         let one = with(&devices[..1], &["eth0"], &ADDRESSES, true);
         assert!(!one.iter().any(|check| check.name == "mtu"));
         check_says(&one, "pod-interfaces", Note, "no device");
+        let roles = Roles { uplinks: vec!["eth0".to_owned()], ..facing(PodInterfaces::ByKind) };
+        let found =
+            |devices: &[Link]| checks(&Facts { devices, addresses: &ADDRESSES, roles: &roles, are_named: true });
+        check_says(&found(&devices), "pod-interfaces", Fine, "behind veth7");
+        check_says(&found(&devices[..2]), "pod-interfaces", Note, "no veth or netkit device");
     }
 }

@@ -123,6 +123,11 @@ impl Link {
         self.kind == Some(InfoKind::Veth)
     }
 
+    /// Whether it is one end of a pair whose other end is in another network namespace, as a pod's is.
+    pub(super) fn leads_elsewhere(&self) -> bool {
+        matches!(self.kind, Some(InfoKind::Veth | InfoKind::Netkit)) && self.peer.is_none()
+    }
+
     /// Whether it is one device made of several.
     pub(super) fn is_bond(&self) -> bool {
         self.kind == Some(InfoKind::Bond)

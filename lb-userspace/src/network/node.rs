@@ -2,10 +2,12 @@
 
 use std::{
     collections::BTreeSet,
+    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     str::FromStr,
 };
 
+use glob::Pattern;
 use ipnet::IpNet;
 use rtnetlink::packet_route::link::{InfoKind, LinkLayerType};
 
@@ -14,6 +16,58 @@ use super::{
     listing::{Link, Listing},
 };
 use crate::{dataplane::kernel::Addresses, policy::Node};
+
+/// On which devices packets of pods are met.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum PodInterfaces {
+    /// None.
+    #[default]
+    None,
+    /// Those whose names match one of these, but for uplinks.
+    Named(Vec<Pattern>),
+    /// Those that lead into another network namespace and to nothing else, as they do by which network plugins connect pods.
+    ByKind,
+}
+
+impl PodInterfaces {
+    /// What is said for no device, and for those that are found by their kind.
+    const NONE: &str = "none";
+    const BY_KIND: &str = "auto";
+
+    /// What these values of `--pod-interface` say together; `None` if there are none.
+    ///
+    /// # Errors
+    /// `auto` and `none` stand alone.
+    pub fn read(values: Vec<Pattern>) -> Result<Option<Self>, String> {
+        let is_word = |value: &&Pattern| [Self::NONE, Self::BY_KIND].contains(&value.as_str());
+        Ok(match (values.iter().find(is_word), values.len()) {
+            (_, 0) => None,
+            (None, _) => Some(Self::Named(values)),
+            (Some(word), 1) if word.as_str() == Self::NONE => Some(Self::None),
+            (Some(_by_kind), 1) => Some(Self::ByKind),
+            (Some(word), _) => return Err(format!("--pod-interface {word} stands alone, without another one")),
+        })
+    }
+
+    /// The values that say the same.
+    pub fn values(&self) -> Vec<String> {
+        match self {
+            Self::None => Vec::new(),
+            Self::Named(patterns) => patterns.iter().map(|pattern| pattern.as_str().to_owned()).collect(),
+            Self::ByKind => vec![Self::BY_KIND.to_owned()],
+        }
+    }
+}
+
+impl fmt::Display for PodInterfaces {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Named(_) => write!(f, "those called {}", self.values().join(", ")),
+            Self::ByKind => f.write_str("veth and netkit devices whose other end is in another network namespace"),
+        }
+    }
+}
 
 /// On which of the node's addresses a NodePort is served.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,28 +99,40 @@ impl FromStr for NodePorts {
 }
 
 impl Roles {
-    /// Devices that match a pattern, and whose packets have Ethernet headers.
-    pub(super) fn pod_devices(&self, links: &[Link]) -> Vec<PodDevice> {
+    /// The devices on which packets of pods are met: of those that have Ethernet headers. Which devices are pod-facing is known
+    /// already.
+    pub(super) fn pod_devices(&self, links: &[Link], pod_facing: &BTreeSet<u32>) -> Vec<PodDevice> {
+        let uplinks: BTreeSet<_> = links.iter().filter(|it| self.is_uplink(it)).map(|it| it.index).collect();
+        // What comes by a port of an uplink is met on that.
+        let is_beside_uplinks = |link: &Link| link.port_of.is_none_or(|of| !uplinks.contains(&of));
+        let is_for_pods = |link: &Link| match &self.pod_interfaces {
+            PodInterfaces::None => false,
+            PodInterfaces::Named(_) => self.is_named_for_pods(link),
+            PodInterfaces::ByKind => {
+                pod_facing.contains(&link.index) && link.leads_elsewhere() && is_beside_uplinks(link)
+            }
+        };
         links
             .iter()
-            .filter(|link| link.is_ethernet() && self.is_named_for_pods(link))
+            .filter(|link| link.is_ethernet() && is_for_pods(link))
             .map(|link| PodDevice { index: link.index, name: link.name.clone() })
             .collect()
     }
 
+    fn is_uplink(&self, link: &Link) -> bool {
+        self.uplinks.contains(&link.name)
+    }
+
     fn is_named_for_pods(&self, link: &Link) -> bool {
-        let is_uplink = self.uplinks.contains(&link.name);
-        !is_uplink && self.pod_interfaces.iter().any(|pattern| pattern.matches(&link.name))
+        let PodInterfaces::Named(patterns) = &self.pod_interfaces else { return false };
+        !self.is_uplink(link) && patterns.iter().any(|pattern| pattern.matches(&link.name))
     }
 
     /// Devices behind which there is nothing but this node: those that match a pattern, and those of the kinds that
     /// connect pods and virtual machines, where nothing below or inside them leads out of the node.
     pub(super) fn pod_facing(&self, links: &[Link]) -> BTreeSet<u32> {
-        let mut outward: BTreeSet<_> = links
-            .iter()
-            .filter(|link| self.uplinks.contains(&link.name) || !stays_inside(link))
-            .map(|it| it.index)
-            .collect();
+        let mut outward: BTreeSet<_> =
+            links.iter().filter(|link| self.is_uplink(link) || !stays_inside(link)).map(|it| it.index).collect();
         // What sits on such a device leads out as well, and so does what has one for a port.
         loop {
             let on_them = links.iter().filter(|it| it.below.is_some_and(|below| outward.contains(&below)));

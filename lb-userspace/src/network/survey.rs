@@ -95,6 +95,12 @@ impl Survey {
     }
 }
 
+/// The names of those devices on which packets of pods would be met.
+pub(crate) fn pod_devices(devices: &[Link], roles: &Roles) -> Vec<String> {
+    let found = roles.pod_devices(devices, &roles.pod_facing(devices));
+    found.into_iter().map(|device| device.name).collect()
+}
+
 async fn neighbours(handle: &Handle) -> Result<HashMap<(u32, IpAddr), NeighbourState>, NetworkError> {
     let all = handle.neighbours().get().execute().try_filter_map(async |message| Ok(neighbour(&message)));
     all.try_collect().await.map_err(listing::listed("neighbours"))

@@ -13,10 +13,14 @@ fn route(interface: u32, text: &str) -> Route {
     Route { destination: text.parse().unwrap(), interface }
 }
 
+fn read(values: &[&str]) -> Result<Option<PodInterfaces>, String> {
+    PodInterfaces::read(values.iter().map(|text| text.parse().unwrap()).collect())
+}
+
 fn roles(uplinks: &[&str], patterns: &[&str]) -> Roles {
     Roles {
         uplinks: uplinks.iter().map(|&name| name.to_owned()).collect(),
-        pod_interfaces: patterns.iter().map(|text| text.parse().unwrap()).collect(),
+        pod_interfaces: read(patterns).unwrap().unwrap_or_default(),
         ..Roles::default()
     }
 }
@@ -52,15 +56,51 @@ fn pods_are_behind_devices_that_lead_nowhere_else() {
 
 #[test]
 fn devices_are_matched_by_name_but_for_uplinks_and_what_is_not_ethernet() {
-    let names = |uplinks: &[&str], patterns: &[&str]| {
-        let devices = roles(uplinks, patterns).pod_devices(&links());
-        devices.into_iter().map(|device| device.name).collect::<Vec<_>>()
-    };
+    let names = |uplinks: &[&str], patterns: &[&str]| pod_devices(&links(), uplinks, patterns);
     assert_eq!(names(&["eth0"], &[]), [""; 0]);
+    assert_eq!(names(&["eth0"], &["none"]), [""; 0]);
     assert_eq!(names(&["eth0"], &["veth*", "cali*"]), ["veth1", "cali1"]);
     assert_eq!(names(&["eth0", "cali1"], &["eth?", "cali*"]), ["eth1", "eth2"]);
     assert_eq!(names(&["eth0"], &["lo", "wg*"]), [""; 0]);
     assert_eq!(names(&[], &["*"]).len(), links().len() - 2);
+}
+
+fn pod_devices(links: &[Link], uplinks: &[&str], values: &[&str]) -> Vec<String> {
+    let roles = roles(uplinks, values);
+    let devices = roles.pod_devices(links, &roles.pod_facing(links));
+    devices.into_iter().map(|device| device.name).collect()
+}
+
+#[test]
+fn devices_are_found_by_what_connects_pods() {
+    let names = |links: &[Link], uplinks: &[&str]| pod_devices(links, uplinks, &["auto"]);
+    assert_eq!(names(&links(), &["eth0"]), ["veth1", "cali1"], "a bridge's port, not the bridge");
+    assert_eq!(names(&links(), &["eth0", "cali1"]), ["veth1"], "an uplink of whatever kind");
+    let with = |more: &[Link]| names(&[&links(), more].concat(), &["eth0", "bond0", "up0"]).split_off(2);
+    let veth = |index, name| Link::of(index, name, Some(InfoKind::Veth));
+    let bond = Link::of(20, "bond0", Some(InfoKind::Bond));
+    assert_eq!(with(&[Link::of(20, "lxc1", Some(InfoKind::Netkit))]), ["lxc1"]);
+    assert_eq!(with(&[Link { port_of: Some(9), ..veth(20, "vm1") }]), ["vm1"], "beside an uplink on its bridge");
+    assert_eq!(with(&[bond, Link { port_of: Some(20), ..veth(21, "slave1") }]), [""; 0], "a part of an uplink");
+    let ends = [Link { peer: Some(21), ..veth(20, "up0") }, Link { peer: Some(20), ..veth(21, "up1") }];
+    assert_eq!(with(&ends), [""; 0], "the other end of an uplink");
+    assert_eq!(with(&[Link { peer: Some(21), ..veth(20, "here0") }]), [""; 0], "no pod is at the other end");
+    for kind in [InfoKind::Dummy, InfoKind::Tun, InfoKind::Bridge, InfoKind::MacVlan] {
+        assert_eq!(with(&[Link::of(20, "other", Some(kind))]), [""; 0]);
+    }
+    assert_eq!(with(&[Link { layer: LinkLayerType::None, ..veth(20, "bare") }]), [""; 0]);
+}
+
+#[test]
+fn what_is_said_of_pod_interfaces_is_patterns_or_one_word() {
+    let patterns = |texts: &[&str]| Some(PodInterfaces::Named(texts.iter().map(|it| it.parse().unwrap()).collect()));
+    assert_eq!(read(&[]), Ok(None));
+    assert_eq!(read(&["none"]), Ok(Some(PodInterfaces::None)));
+    assert_eq!(read(&["auto"]), Ok(Some(PodInterfaces::ByKind)));
+    assert_eq!(read(&["veth*", "cali*"]), Ok(patterns(&["veth*", "cali*"])));
+    // A device that is called so can still be named.
+    assert_eq!(read(&["[n]one"]), Ok(patterns(&["[n]one"])));
+    assert!(read(&["auto", "veth*"]).is_err() && read(&["veth*", "none"]).is_err());
 }
 
 fn listing() -> Listing {

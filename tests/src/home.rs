@@ -76,6 +76,13 @@ impl Home {
         home
     }
 
+    /// The same with a variable of the environment set.
+    pub fn with(mut self, variable: &str, value: &str) -> Self {
+        assert!(self.way.is_empty(), "it is run in another way");
+        self.way = vec!["env".into(), format!("{variable}={value}").into()];
+        self
+    }
+
     /// Of an agent that is run by `ip netns exec`, as one does by hand: with a /sys of its own.
     pub fn of_netns_exec(services: &str, host: &Host) -> Self {
         let mut home = Self::new(services);

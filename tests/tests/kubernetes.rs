@@ -172,6 +172,20 @@ fn a_service_that_finds_no_room_keeps_no_other_out() {
     agent.wait();
 }
 
+#[test]
+fn a_proxy_in_the_environment_is_not_for_the_api_server() {
+    let world = World::new();
+    let _servers = world.lab.serve(TARGET_PORT);
+    world.server.apply(web());
+    world.server.apply_all(world.endpoints(&[1]));
+    for variable in ["HTTPS_PROXY", "https_proxy"] {
+        let home = Home::of_cluster(&world.server).with(variable, "http://192.0.2.99:3128");
+        let agent = Agent::launch_at(home, &world.lab, &NODE).ready();
+        world.answer(&vips(), &["b1"]);
+        agent.stop();
+    }
+}
+
 /// What has no endpoints takes room as well, and leaves it.
 #[test]
 fn a_service_that_was_refused_is_tried_again_when_another_one_left_at_the_same_time() {

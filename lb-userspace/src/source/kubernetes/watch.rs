@@ -71,6 +71,12 @@ pub enum KubernetesError {
         "how to reach the API server is not known: {0}; in a pod, that takes its service account, elsewhere --kubeconfig"
     )]
     Config(String),
+    /// The kubeconfig names a proxy, at this host.
+    #[error(
+        "the kubeconfig reaches the API server by a proxy ({0}), which wharf can't; without `proxy-url` there it is \
+         reached as it is, and --master names another address"
+    )]
+    Proxy(String),
     /// Not everything can be listed and followed now.
     #[error("{0}")]
     Follow(String),
@@ -143,16 +149,31 @@ async fn client(connection: &Connection) -> Result<Client, KubernetesError> {
     let mut config = match &connection.kubeconfig {
         Some(path) => {
             let kubeconfig = Kubeconfig::read_from(path).map_err(|error| wrong(&error))?;
-            let options = KubeConfigOptions::default();
-            Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| wrong(&error))?
+            let (options, names_proxy) = (KubeConfigOptions::default(), names_proxy(&kubeconfig));
+            let mut config =
+                Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| wrong(&error))?;
+            // What is left is of the environment, and is taken in without a look at `NO_PROXY`.
+            config.proxy_url = config.proxy_url.filter(|_| names_proxy);
+            config
         }
         None => Config::incluster().map_err(|error| wrong(&error))?,
     };
+    if let Some(proxy) = &config.proxy_url {
+        return Err(KubernetesError::Proxy(proxy.host().unwrap_or_default().to_owned()));
+    }
     if let Some(master) = &connection.master {
         config.cluster_url = master.parse().map_err(|error| wrong(&error))?;
     }
     info!("following the API server at {}", config.cluster_url);
     with_limit(config, SILENCE).map_err(|error| wrong(&error))
+}
+
+/// Whether a kubeconfig itself says by which proxy its cluster is reached.
+fn names_proxy(kubeconfig: &Kubeconfig) -> bool {
+    let context = kubeconfig.contexts.iter().find(|it| Some(&it.name) == kubeconfig.current_context.as_ref());
+    let name = context.and_then(|it| it.context.as_ref()).map(|it| &it.cluster);
+    let cluster = kubeconfig.clusters.iter().find(|it| Some(&it.name) == name);
+    cluster.and_then(|it| it.cluster.as_ref()?.proxy_url.as_ref()).is_some_and(|url| !url.is_empty())
 }
 
 /// A client that takes a server for gone which says nothing for so long, though it was asked.
@@ -357,6 +378,26 @@ mod tests {
     };
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_proxy_in_the_kubeconfig_is_told() {
+        let kubeconfig = tempfile::NamedTempFile::new().unwrap();
+        let connection = Connection {
+            kubeconfig: Some(kubeconfig.path().to_owned()),
+            master: None,
+            node_name: None,
+            sync_period: Duration::from_secs(900),
+        };
+        let said = async |line: &str| {
+            let cluster = format!("{{ name: c, cluster: {{ server: 'http://192.0.2.1:6443'{line} }} }}");
+            let contexts = "contexts: [{ name: x, context: { cluster: c, user: u } }]\ncurrent-context: x";
+            std::fs::write(kubeconfig.path(), format!("clusters: [{cluster}]\n{contexts}\nusers: []\n")).unwrap();
+            client(&connection).await.map(drop).map_err(|error| error.to_string())
+        };
+        assert_eq!(said("").await, Ok(()));
+        let error = said(", proxy-url: 'http://me:secret@proxy.example:3128'").await.unwrap_err();
+        assert!(error.contains("proxy (proxy.example)") && error.contains("proxy-url"), "{error}");
+    }
 
     /// The other end of a connection that a firewall forgets, or whose machine loses its power, never says so.
     #[tokio::test]

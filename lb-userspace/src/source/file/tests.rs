@@ -361,6 +361,25 @@ fn objects_of_kubernetes_in_place_of_services() {
 }
 
 #[test]
+fn each_object_may_be_a_document_of_its_own() {
+    let services = (0..1_500).map(|i| {
+        let [high, low] = u16::to_be_bytes(i);
+        let spec = format!("{{ clusterIP: 10.0.{high}.{low}, ports: [{{ port: 80 }}] }}");
+        format!("---\nkind: Service\napiVersion: v1\nmetadata: {{ namespace: ns, name: s{i} }}\nspec: {spec}\n")
+    });
+    assert_eq!(parsed(services.collect::<String>()).unwrap().desired.services().len(), 1_500);
+}
+
+/// What kubectl prints of 44,128 services with 250,011 endpoints has 11.3 million nodes, 85 MiB of scalars, and 290 MiB as JSON.
+#[test]
+fn there_is_room_for_the_largest_clusters() {
+    let budget = super::wire::options().budget.unwrap();
+    assert!(budget.max_nodes > 22_600_000 && budget.max_events >= 3 * budget.max_nodes);
+    assert!(budget.max_total_scalar_bytes > 170 << 20 && budget.max_documents > 500_000);
+    const { assert!(super::MAX_BYTES > 580 << 20) };
+}
+
+#[test]
 fn mistakes_in_objects_have_their_places() {
     for (text, expected) in [
         ("kind: Service\nmetadata: { name: a }\nspec: { ports: [{ port: x }] }\n", "3:25: invalid i32"),

@@ -309,7 +309,7 @@ impl Findings {
                 self.warnings.add(place, "terminating, and yet it takes new flows: without `ready: false` it is ready");
             }
         }
-        Endpoint { weight, node, conditions, hints: None }
+        Endpoint { weight, node, conditions, ..Endpoint::READY }
     }
 
     /// Warns of fields that concern kinds of frontends which the service does not have.

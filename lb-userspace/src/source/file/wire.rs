@@ -10,7 +10,10 @@ use serde::{
 use serde_path_to_error::{Path, Segment, Track};
 use serde_saphyr::{Error, MessageFormatter as _, Options, Spanned, UserMessageFormatter};
 
-use super::remarks::{Position, Remarks};
+use super::{
+    MAX_BYTES,
+    remarks::{Position, Remarks},
+};
 use crate::source::text::shown;
 
 /// A value and where it stands.
@@ -123,13 +126,18 @@ pub(super) fn decode(text: &str) -> Result<Vec<At<Service>>, Remarks> {
     file.services.ok_or_else(|| Remarks::one(Position::START, missing.to_owned()))
 }
 
-/// Room for the largest clusters. What bounds hostile input stays: nesting 64 deep, a million nodes out of aliases;
-/// the number of nodes bounds the memory, at some 150 bytes each.
+/// How many nodes a file may have: a large cluster's have some 26 bytes each, as kubectl prints them.
+const MAX_NODES: usize = MAX_BYTES as usize / 32;
+
+/// Room for the largest clusters, in one document or in one for each object. What bounds hostile input stays: nesting 64 deep, a million
+/// nodes out of aliases; the number of nodes bounds the memory, at some 150 bytes each.
 pub(super) fn options() -> Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
-            max_nodes: 8_000_000,
-            max_events: 24_000_000,
+            max_nodes: MAX_NODES,
+            max_events: 3 * MAX_NODES,
+            max_documents: MAX_BYTES as usize / 1024,
+            max_total_scalar_bytes: MAX_BYTES as usize,
             // One list of backends, shared by all services, is no bomb.
             enforce_alias_anchor_ratio: false,
         },

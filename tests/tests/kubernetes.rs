@@ -405,8 +405,7 @@ fn one_change_among_many_services_is_soon_in_force() {
     }));
     world.server.apply(web());
     world.server.apply_all(world.endpoints(&[1]));
-    let sizes = ["--max-services", "100000", "--max-backends", "400000", "--max-slots", "1000000"];
-    let agent = Agent::launch_at(Home::of_cluster(&world.server), &world.lab, &[&NODE[..], &sizes].concat()).ready();
+    let agent = world.agent();
     let is_served = || (world.answers(vips()[0]) == ["b1"]).then_some(());
     assert!(poll(Duration::from_secs(120), is_served).is_some(), "{}", agent.status());
     let mut times: Vec<_> = (0..21)

@@ -29,7 +29,7 @@ pub struct SizeOptions {
     /// How many services there may be: ports of services, counted for each IP family [default: 131072]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 22))]
     max_services: Option<u32>,
-    /// How many backends there may be, counted for each service port [default: by memory, at most 524288]
+    /// How many backends there may be, counted for each service port [default: by memory, 524288 from 2 GiB on]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     max_backends: Option<u32>,
     /// How many slots the backend sets may have in all: one a unit of weight, or about 100 a backend with maglev and
@@ -57,19 +57,23 @@ impl Sizes {
     /// Those of a machine with 8 GiB of memory: about 280 MiB of it for the kernel's tables, most of that for flows.
     pub const DEFAULT: Self = Self::for_memory(8 << 30);
 
-    /// The sizes for a machine with so many bytes of memory: tables take a thirtieth of it, and no more than 1 GiB.
+    /// The sizes for a machine with so many bytes of memory: tables take about a thirtieth of it, somewhat more below 4 GiB, and
+    /// no more than 1 GiB.
     pub const fn for_memory(bytes: u64) -> Self {
-        // A flow is four entries, of 128 bytes over IPv4 and 176 over IPv6 with what the kernel adds to each.
-        let flows = match (bytes >> 15).checked_ilog2() {
+        // A flow is four entries, of 128 bytes over IPv4 and 176 over IPv6 with what the kernel adds to each. To the nearest power of
+        // two: a machine always has somewhat less than it is called after.
+        let wanted = bytes >> 15;
+        let flows = match (wanted + wanted / 3).checked_ilog2() {
             Some(power @ 14..20) => 1 << power,
             Some(20..) => 1 << 20,
             _ => 1 << 14,
         };
-        let backends = if flows < 1 << 18 { 2 * flows } else { 1 << 19 };
         Self {
             services: 1 << 17,
-            backends,
-            slots: 8 * backends,
+            // The largest clusters have 250,000 endpoints, of two ports each: at 48 bytes these are for smaller machines, too.
+            backends: if flows < 1 << 16 { 8 * flows } else { 1 << 19 },
+            // Two for each backend at least, which may be in the sets of both policies.
+            slots: if flows < 1 << 18 { 16 * flows } else { 1 << 22 },
             flows,
             pending_flows: flows / 4,
             affinity_clients: flows / 2,
@@ -144,8 +148,21 @@ mod tests {
         let flows = |bytes| Sizes::for_memory(bytes).flows;
         assert_eq!([0, 512 << 20, 1 << 30, 8 << 30, 9 << 30].map(flows), [1 << 14, 1 << 14, 1 << 15, 1 << 18, 1 << 18]);
         assert_eq!([32 << 30, u64::MAX].map(flows), [1 << 20, 1 << 20]);
-        assert_eq!(Sizes::for_memory(1 << 30).backends, 1 << 16);
-        assert_eq!((Sizes::DEFAULT.backends, Sizes::DEFAULT.slots), (1 << 19, 1 << 22));
+        // As `/proc/meminfo` has it on machines that are called after 2 GiB, 4 GiB and 8 GiB.
+        assert_eq!(
+            [1_980_000, 3_900_000, 8_000_000].map(|kilobytes| flows(kilobytes << 10)),
+            [1 << 16, 1 << 17, 1 << 18]
+        );
+        let backends = |bytes| {
+            let Sizes { backends, slots, .. } = Sizes::for_memory(bytes);
+            (backends, slots)
+        };
+        assert_eq!([0, 1 << 30].map(backends), [(1 << 17, 1 << 18), (1 << 18, 1 << 19)]);
+        assert_eq!([1_980_000 << 10, 2 << 30].map(backends), [(1 << 19, 1 << 20); 2]);
+        assert_eq!(
+            [4 << 30, 8 << 30, u64::MAX].map(backends),
+            [(1 << 19, 1 << 21), (1 << 19, 1 << 22), (1 << 19, 1 << 22)]
+        );
     }
 
     #[test]

@@ -120,6 +120,8 @@ pub struct Endpoint {
     pub conditions: Conditions,
     /// For whose clients it is meant before others, where its source says so.
     pub hints: Option<Arc<Hints>>,
+    /// Whether policy Local takes it for a node's only where it says that it is there, as in Kubernetes.
+    pub is_local_by_name: bool,
 }
 
 /// For whose clients an endpoint is meant (Kubernetes, `EndpointHints` of `discovery/v1`).
@@ -414,7 +416,8 @@ impl Default for Service {
 
 impl Endpoint {
     /// An endpoint of weight 1 that is ready, on whichever node.
-    pub const READY: Self = Self { weight: Weight::ONE, node: None, conditions: Conditions::READY, hints: None };
+    pub const READY: Self =
+        Self { weight: Weight::ONE, node: None, conditions: Conditions::READY, hints: None, is_local_by_name: false };
 }
 
 impl Conditions {

@@ -276,14 +276,15 @@ fn backends(service: &Service, node: &Node, has_local_policy: bool) -> Vec<(Sock
     for (&address, endpoint) in &service.endpoints {
         let is_on_node = node.has_endpoint(address.ip(), endpoint.node.as_deref());
         has_ready |= endpoint.conditions.ready;
-        has_local_ready |= endpoint.conditions.ready && is_on_node;
+        has_local_ready |= endpoint.conditions.ready && is_on_node && node.claims(endpoint);
         backends.push((address, Backend { weight: endpoint.weight, is_on_node, in_cluster: false, in_local: false }));
     }
     let topology = Topology::of(service, node);
     for ((_, backend), endpoint) in backends.iter_mut().zip(service.endpoints.values()) {
         let takes_new = |has_ready| backend.weight.get() > 0 && is_eligible(endpoint.conditions, has_ready);
         backend.in_cluster = takes_new(has_ready) && (!has_ready || topology.prefers(endpoint, node));
-        backend.in_local = has_local_policy && backend.is_on_node && takes_new(has_local_ready);
+        let is_local = has_local_policy && backend.is_on_node && node.claims(endpoint);
+        backend.in_local = is_local && takes_new(has_local_ready);
     }
     backends
 }
@@ -339,5 +340,11 @@ impl Node {
             (Some(theirs), Some(ours)) => theirs == ours,
             _ => self.addresses.contains(&address) || self.pod_subnets.iter().any(|subnet| subnet.contains(&address)),
         }
+    }
+
+    /// Whether an endpoint that is on this node counts for policy Local. In a cluster one does that says so itself (Kubernetes,
+    /// `addEndpoints` in `pkg/proxy/endpointslicecache.go`), as far as our name is known.
+    pub fn claims(&self, endpoint: &Endpoint) -> bool {
+        endpoint.node.is_some() || self.name.is_none() || !endpoint.is_local_by_name
     }
 }

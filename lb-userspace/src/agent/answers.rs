@@ -141,7 +141,8 @@ impl Agent {
         let ports = desired.ports_of(name).filter(|(port, _)| port.family == family || !has_family);
         let endpoints = ports.flat_map(|(_, service)| &service.endpoints);
         let is_here = |&(address, endpoint): &(&SocketAddr, &Endpoint)| {
-            endpoint.conditions.ready && self.node.has_endpoint(address.ip(), endpoint.node.as_deref())
+            let is_on_node = self.node.has_endpoint(address.ip(), endpoint.node.as_deref());
+            endpoint.conditions.ready && is_on_node && self.node.claims(endpoint)
         };
         let local: HashSet<_> = endpoints.filter(is_here).map(|(address, _)| address.ip()).collect();
         Some(ServiceHealthReport {

@@ -42,7 +42,7 @@ type Row = (&'static str, u16, Conditions);
 fn service(rows: &[Row]) -> Service {
     let endpoints = (1_u8..).zip(rows).map(|(last, &(node, weight, conditions))| {
         let weight = Weight::new(weight).unwrap();
-        let endpoint = Endpoint { weight, node: Some(node.into()), conditions, hints: None };
+        let endpoint = Endpoint { weight, node: Some(node.into()), conditions, ..Endpoint::READY };
         (SocketAddr::from(([10, 1, 0, last], 80)), endpoint)
     });
     Service {
@@ -258,6 +258,27 @@ fn an_endpoint_is_on_this_node_by_name_or_else_by_address() {
         let (_, backend) = decided.services[&name("web")].backends[0];
         assert_eq!((backend.is_on_node, backend.in_local), (expected, expected), "{at} on {of:?}");
         assert!(backend.in_cluster);
+    }
+}
+
+#[test]
+fn an_endpoint_of_a_cluster_is_local_by_name_alone() {
+    let nameless = Node { name: None, ..node() };
+    for (of, node, expected) in [
+        (None, node(), false),
+        (Some("here"), node(), true),
+        (None, nameless.clone(), true),
+        (Some("here"), nameless, true),
+    ] {
+        let endpoint = Endpoint { node: of.map(Into::into), is_local_by_name: true, ..Endpoint::READY };
+        let terminating = Endpoint { node: Some("here".into()), conditions: TERMINATING, ..endpoint.clone() };
+        let endpoints = [(socket("10.244.1.7:80"), endpoint), (socket("10.244.1.8:80"), terminating)];
+        let service = Service { endpoints: endpoints.into(), ..service(&[]) };
+        let decided = decided(&[("web", service)], &node);
+        let [first, second] = [0, 1].map(|i| decided.services[&name("web")].backends[i].1);
+        assert!(first.is_on_node && first.in_cluster, "{of:?}");
+        // As long as no other is, one that ends is for clients of this node.
+        assert_eq!((first.in_local, second.in_local), (expected, !expected), "{of:?}");
     }
 }
 

@@ -233,7 +233,8 @@ fn endpoint(endpoint: &v1::Endpoint) -> Endpoint {
         terminating: terminating.unwrap_or(false),
     };
     let node = endpoint.node_name.as_deref().map(Into::into);
-    Endpoint { node, conditions, hints: endpoint.hints.as_ref().and_then(hints), ..Endpoint::READY }
+    let hints = endpoint.hints.as_ref().and_then(hints);
+    Endpoint { node, conditions, hints, is_local_by_name: true, ..Endpoint::READY }
 }
 
 fn hints(hints: &EndpointHints) -> Option<Arc<Hints>> {

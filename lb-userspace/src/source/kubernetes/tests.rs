@@ -197,7 +197,8 @@ fn slices_are_put_together_and_of_duplicates_the_better_one_counts() {
         let desired = wanted(slices.into_iter().chain([plain()]).collect()).desired;
         assert_eq!(endpoints(&desired), ["10.0.0.1:80", "10.0.0.1:8080", "10.0.0.2:80", "10.0.0.3:80"]);
         let web = &desired.services()[&name("http", IpFamily::V4)];
-        assert_eq!(web.endpoints[&"10.0.0.1:80".parse().unwrap()].node.as_deref(), Some("ready"));
+        let endpoint = &web.endpoints[&"10.0.0.1:80".parse().unwrap()];
+        assert_eq!((endpoint.node.as_deref(), endpoint.is_local_by_name), (Some("ready"), true));
         assert_eq!(desired.services()[&name("http", IpFamily::V6)].endpoints.len(), 1);
     }
 }

@@ -86,8 +86,10 @@ pub(crate) fn admit<P: Packet, F: FamilyMaps>(packet: &P, segment: &Segment<F::A
         return Err(PassReason::NotService.into());
     }
     if !segment.opens_flow() {
-        // A connection of the node that is older than the agent may be another machine's that has this address, too.
-        let may_be_anothers = packet.is_own() && !maps::vip::<F>(segment.key.destination).is_some_and(refuses);
+        // At an address of the node it may be of a connection that the node, or a pod behind its address, has begun from a port that is
+        // a NodePort as well. One of the node that is older than the agent may be another machine's that has this address, too.
+        let may_be_anothers =
+            maps::vip::<F>(segment.key.destination).is_none_or(|flags| packet.is_own() && !refuses(flags));
         return Err(if may_be_anothers { PassReason::NotService.into() } else { DropReason::NoFlow.into() });
     }
     Ok(frontend)

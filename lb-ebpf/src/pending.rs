@@ -283,10 +283,10 @@ fn promote<F: FamilyMaps>(key: &FlowKey<F::Address>, entry: &Flow<F::Address>, f
     if !maps::copy_flow(peer_key, entry, peer) {
         return false;
     }
-    let opened = flow.state();
     for established in [&mut *flow, &mut *peer] {
         established.flags |= Flow::<F::Address>::ESTABLISHED;
-        if opened == State::Opening {
+        // The backend may have closed already.
+        if established.state() == State::Opening {
             established.state = State::Established as u8;
         }
     }

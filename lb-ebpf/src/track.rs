@@ -116,13 +116,16 @@ pub(crate) fn reap<A: Address>(flows: &Flows<A>, key: &FlowKey<A>, now: Tick) ->
 pub(crate) fn is_over<A: Address>(flows: &Flows<A>, segment: &Segment<A>, flow: &Flow<A>, now: Tick) -> bool {
     is_idle(flows, &segment.key, flow, now)
         || match (flow.direction(), flow.state()) {
-            (Direction::Reply, _) => false,
             // UDP has no end of its own: with its backend the flow goes, and what is left of it among the pending ones.
-            (Direction::Request, State::Datagram | State::Promoted) if segment.key.proto == IpProto::UDP => {
+            (_, State::Datagram | State::Promoted) if segment.key.proto == IpProto::UDP => {
                 !maps::is_current(flow.backend, flow.generation)
             }
+            (Direction::Reply, _) => false,
             (Direction::Request, State::Closing | State::Promoted) => segment.flags.opens(),
-            (Direction::Request, _) => segment.flags.opens() && !maps::is_current(flow.backend, flow.generation),
+            (Direction::Request, _) => {
+                segment.flags.opens()
+                    && (!maps::is_current(flow.backend, flow.generation) || is_peer_closing(flows, &segment.key, flow))
+            }
         }
 }
 
@@ -136,6 +139,13 @@ fn is_idle<A: Address>(flows: &Flows<A>, key: &FlowKey<A>, flow: &Flow<A>, now: 
 fn is_peer_idle<A: Address>(flows: &Flows<A>, key: &FlowKey<A>, flow: &Flow<A>, now: Tick) -> bool {
     let peer_key = flow.answer(key.proto);
     peer(flows, key, &peer_key).is_none_or(|peer| peer.is_expired(now, &config::timeouts()))
+}
+
+/// Whether the other direction has ended, which leaves this one open: the backend may have closed first.
+#[inline(never)] // The stack, as above.
+fn is_peer_closing<A: Address>(flows: &Flows<A>, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
+    let peer_key = flow.answer(key.proto);
+    peer(flows, key, &peer_key).is_some_and(|peer| peer.state() == State::Closing)
 }
 
 /// Removes both directions of a flow.

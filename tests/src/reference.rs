@@ -210,15 +210,12 @@ impl Flow {
         self.is_orphaned && self.request.protocol == Protocol::Udp
     }
 
-    /// Whether this packet of its client means another flow: the client begins again what is over, or what has lost its
-    /// backend; and UDP, which has no end of its own, is over with its backend.
-    fn is_left_by(&self, segment: &Segment) -> bool {
-        let has_ended = self.sides[Direction::Request as usize].state == State::Closing;
-        if self.request.protocol == Protocol::Udp {
-            self.is_orphaned
-        } else {
-            segment.opens() && (has_ended || self.is_orphaned)
-        }
+    /// Whether this packet is not of this flow any more: the client begins again what either end has ended, or what has lost
+    /// its backend; and UDP, which has no end of its own, is over with its backend.
+    fn is_left_by(&self, direction: Direction, segment: &Segment) -> bool {
+        let has_ended = self.sides.iter().any(|side| side.state == State::Closing);
+        let begins_again = direction == Direction::Request && segment.opens();
+        self.is_orphaned_datagrams() || begins_again && (has_ended || self.is_orphaned)
     }
 
     fn carry(&mut self, direction: Direction, segment: &Segment, now: u64) {
@@ -350,7 +347,6 @@ impl Reference {
         }
         match &outcome.effect {
             Effect::Nothing => {}
-            Effect::Ends(index) => self.flows[*index].is_gone = true,
             Effect::Opens(flow) => self.open((**flow).clone()),
             Effect::Carries(index) => {
                 if let (Body::Segment(segment), Some(tuple)) = (&packet.body, packet.tuple()) {
@@ -380,18 +376,11 @@ impl Reference {
     fn segment(&mut self, hook: Hook, packet: &Packet, segment: &Segment) -> Vec<Outcome> {
         let Some(tuple) = packet.tuple() else { return Vec::new() };
         match self.find(&tuple) {
-            Some((index, Direction::Request)) if self.flows[index].is_left_by(segment) => {
+            Some((index, direction)) if self.flows[index].is_left_by(direction, segment) => {
                 self.flows[index].is_gone = true;
                 self.newcomer(hook, packet, segment, &tuple)
             }
-            Some((index, direction)) => {
-                let mut allowed = vec![self.underway(hook, packet, index, direction)];
-                if self.flows[index].is_orphaned_datagrams() {
-                    // It goes at once, or with the client's next packet.
-                    allowed.push(Outcome::untouched("not-service").with(Effect::Ends(index)));
-                }
-                allowed
-            }
+            Some((index, direction)) => vec![self.underway(hook, packet, index, direction)],
             None => self.newcomer(hook, packet, segment, &tuple),
         }
     }
@@ -457,8 +446,8 @@ impl Reference {
             return vec![Outcome::dropped("source-is-service")];
         }
         let policy = service.policy(frontend.kind, is_client_on_node);
-        // A connection of the node may be to another machine that has the address, too.
-        let may_be_anothers = hook == Hook::Own && self.vips.get(&packet.destination) != Some(&true);
+        // The node may have begun it, from a port that is a NodePort as well, or to another machine that has the address, too.
+        let may_be_anothers = self.vips.get(&packet.destination).is_none_or(|refuses| hook == Hook::Own && !refuses);
         let unknown = if may_be_anothers { Outcome::untouched("not-service") } else { Outcome::dropped("no-flow") };
         let refused = match service.eligible(packet.source.is_ipv4(), policy) {
             Eligible::Some(_) if !segment.opens() => return vec![unknown],

@@ -457,6 +457,24 @@ fn datagrams_leave_a_backend_with_it() {
 }
 
 #[test]
+fn nor_are_those_of_a_backend_that_has_left_the_services() {
+    with_datapath(SIZES, |datapath| {
+        let answer = || Packet::v4("10.2.0.1", "10.0.0.1").udp(80, 4242).bytes();
+        for is_established in [false, true] {
+            datapath.apply(&services("10.2.0.1"));
+            for _ in 0..if is_established { 2 } else { 1 } {
+                send(datapath, &datagram("192.0.2.7", 4242));
+                assert_eq!(datapath.from_clients(&answer()).action, TX);
+            }
+            datapath.apply(&services("10.2.0.2"));
+            let before = datapath.count("not-service");
+            let result = datapath.from_clients(&answer());
+            assert_eq!((result.action, datapath.count("not-service") - before), (2, 1), "{is_established}");
+        }
+    });
+}
+
+#[test]
 fn a_drained_backend_keeps_what_it_has() {
     with_datapath(SIZES, |datapath| {
         datapath.apply(&services("10.2.0.1"));
@@ -485,6 +503,26 @@ fn an_ended_connection_is_chosen_for_anew() {
                 send(datapath, &syn("192.0.2.7", 4242)).0 == "10.2.0.2:80"
             });
             assert!(chosen, "eight new connections went to where the old one was");
+        }
+    });
+}
+
+#[test]
+fn a_connection_that_its_backend_has_ended_is_chosen_for_anew() {
+    with_datapath(SIZES, |datapath| {
+        for is_established in [false, true] {
+            datapath.apply(&services("10.2.0.1"));
+            let ours = if is_established {
+                connect(datapath, "192.0.2.7", 4242)
+            } else {
+                send(datapath, &syn("192.0.2.7", 4242)).1
+            };
+            let end = reply(ours).fin().ack().sequence(ISN + 1, 1001).bytes();
+            assert_eq!(datapath.from_clients(&end).action, TX);
+            datapath.apply(&services("{ address: 10.2.0.1, weight: 0 }, 10.2.0.2"));
+            assert_eq!(send(datapath, &data("192.0.2.7", 4242)).0, "10.2.0.1:80", "the client may have more to say");
+            assert_eq!(send(datapath, &syn("192.0.2.7", 4242)).0, "10.2.0.2:80", "{is_established}");
+            datapath.forget();
         }
     });
 }

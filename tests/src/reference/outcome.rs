@@ -80,8 +80,6 @@ pub enum Effect {
     Opens(Box<Flow>),
     /// That the flow of this number carried it.
     Carries(usize),
-    /// That the flow of this number is gone.
-    Ends(usize),
 }
 
 /// Source ports of which any may be taken.

@@ -219,9 +219,13 @@ fn wrong_ports_are_refused_at_cluster_addresses_alone_and_a_rst_is_never_answere
 
 #[test]
 fn only_a_syn_opens_and_a_flow_keeps_its_backend_whatever_changes() {
-    let mut reference = serving(&service(&[ready(REMOTE)]));
+    let mut web = service(&[ready(REMOTE)]);
+    web.ports[0].node_port = Some(30_080);
+    let mut reference = serving(&web);
     let ack = tcp((CLIENT, 4242), (VIP, 80), ACK);
     assert_eq!(reasons(&mut reference, OUTSIDE, &ack), ["no-flow"]);
+    let answer = tcp((CLIENT, 443), (NODE, 30_080), Flags { ack: true, ..SYN });
+    assert_eq!(reasons(&mut reference, OUTSIDE, &answer), ["not-service"], "it may be the node's own connection");
     sent(&mut reference, OUTSIDE, &syn(VIP));
     for endpoints in [vec![ready(OTHER), Endpoint { weight: 0, ..ready(REMOTE) }], vec![ready(OTHER)], vec![]] {
         reference.apply(&[service(&endpoints)]);
@@ -238,13 +242,18 @@ fn datagrams_choose_anew_when_their_backend_leaves() {
     assert_eq!(sent(&mut reference, OUTSIDE, &datagram).destination, ip(REMOTE));
     reference.apply(&[service(&[Endpoint { weight: 0, ..ready(REMOTE) }, ready(OTHER)])]);
     assert_eq!(sent(&mut reference, OUTSIDE, &datagram).destination, ip(REMOTE), "it drains");
+    let answer = udp((REMOTE, 5353), (NODE, 4242));
+    assert_eq!(sent(&mut reference, FROM_BACKENDS, &answer).destination, ip(CLIENT));
     reference.apply(&[service(&[ready(OTHER)])]);
+    let after = reference.clone();
+    assert_eq!(reasons(&mut reference, FROM_BACKENDS, &answer), ["not-service"], "nobody's any more");
+    reference = after;
     assert_eq!(sent(&mut reference, OUTSIDE, &datagram).destination, ip(OTHER));
 }
 
 #[test]
-fn a_syn_opens_anew_after_the_clients_fin_or_any_rst_and_not_after_the_backends_fin() {
-    let endings = [(true, FIN, true), (false, RST, true), (true, RST, true), (false, FIN, false), (true, ACK, false)];
+fn a_syn_opens_anew_after_either_ends_fin_or_rst() {
+    let endings = [(true, FIN, true), (false, RST, true), (true, RST, true), (false, FIN, true), (true, ACK, false)];
     for (is_clients, flags, ends) in endings {
         let mut reference = serving(&service(&[ready(REMOTE)]));
         sent(&mut reference, OUTSIDE, &syn(VIP));

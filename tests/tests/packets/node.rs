@@ -201,6 +201,11 @@ fn node_ports(f: Family) -> Vec<Row> {
             redirect(&f.returned(&f.down()).tcp(30093, 4242).syn().ack()),
         )
         .after([f.ask(&f.down()).tcp(4242, 30093).syn().into()]),
+        row(
+            "and the host's where it began the connection",
+            f.ask(&f.up()).tcp(443, 30093).syn().ack(),
+            Expect::Passed("not-service"),
+        ),
         row("by UDP it is another port", f.ask(&f.up()).udp(4242, 30093), Expect::Passed("not-service")),
         row("other ports are the host's", f.ask(&f.up()).tcp(4242, 30092).syn(), Expect::Passed("not-service")),
     ]

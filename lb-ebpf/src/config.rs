@@ -46,6 +46,10 @@ static SOCKETS_OF_ALL: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static ENDS_SOCKETS_OF_ALL: Global<u32> = Global::new(0);
 
+/// Whether connected UDP sockets are left to packets, as this kernel can't end them: 0 or 1.
+#[unsafe(no_mangle)]
+static LEAVES_UDP: Global<u32> = Global::new(0);
+
 /// Whether connected UDP sockets that lose their backend are to be ended: 0 or 1.
 #[unsafe(no_mangle)]
 static ENDS_UDP: Global<u32> = Global::new(0);
@@ -98,6 +102,12 @@ pub(crate) fn balances_all_sockets() -> bool {
 #[inline(always)]
 pub(crate) fn ends_all_sockets() -> bool {
     ENDS_SOCKETS_OF_ALL.load() != 0
+}
+
+/// Whether connected UDP sockets are left to packets, as this kernel can't end them.
+#[inline(always)]
+pub(crate) fn leaves_udp() -> bool {
+    LEAVES_UDP.load() != 0
 }
 
 /// Whether connected sockets of a protocol are to be ended when they lose their backend.

@@ -205,9 +205,11 @@ impl Call for Connect {
 fn connect<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(), Verdict> {
     let (key, namespace) = asked::<F, N>(named)?;
     let is_of_node = namespace == config::node_namespace();
-    let is_reached = is_of_node || config::ends_all_sockets();
-    // One that can't be ended would go on sending to a backend that is gone. Packet by packet it is served as well.
-    if key.proto == IpProto::UDP && !is_reached {
+    let is_reached = (is_of_node || config::ends_all_sockets()) && !config::leaves_udp();
+    let has_packets = !is_of_node || maps::is_met_at(IfIndex::LOOPBACK);
+    // One that can't be ended would go on sending to a backend that is gone. Packet by packet it is served as well. But a process of
+    // the node may have nothing else.
+    if key.proto == IpProto::UDP && !is_reached && has_packets {
         return Err(PassReason::NotService.into());
     }
     let now = track::now();
@@ -217,8 +219,7 @@ fn connect<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(), Verdict
         chosen.note::<F, N>(named, translation, now);
         !(config::ends(key.proto) && is_reached) || maps::watch(named.cookie(), translation)
     });
-    // Nor can this one. But a process of the node may have nothing else.
-    let has_packets = !is_of_node || maps::is_met_at(IfIndex::LOOPBACK);
+    // Nor can this one.
     if key.proto == IpProto::UDP && !is_noted && has_packets {
         return Err(PassReason::NotService.into());
     }

@@ -44,6 +44,14 @@ pub struct Ender {
     ended: Arc<AtomicU64>,
 }
 
+/// Makes sure that this kernel ends UDP sockets.
+///
+/// # Errors
+/// Of the kind `Unsupported` where it does not.
+pub fn check() -> io::Result<()> {
+    SockDiag::open()?.check()
+}
+
 /// Sockets that are connected to backends that are gone, by their cookies.
 type Lost = BTreeMap<u64, Translation>;
 
@@ -198,13 +206,10 @@ impl Worker {
                 continue;
             };
             self.watched.remember(cookie, &translation);
-            match error.raw_os_error() {
+            match error.kind() {
                 // Its process was faster, or the kernel was just moving it from one list to another.
-                Some(libc::ENOENT) => self.is_unsettled = true,
-                Some(libc::EOPNOTSUPP) => {
-                    let why = "this kernel ends no sockets (CONFIG_INET_DIAG_DESTROY)";
-                    return Err(io::Error::new(error.kind(), why));
-                }
+                io::ErrorKind::NotFound => self.is_unsettled = true,
+                io::ErrorKind::Unsupported => return Err(error),
                 _ => {
                     let peer = connection.peer();
                     warn!(%error, "a socket that is connected to a backend that is gone stays: {peer:?}");

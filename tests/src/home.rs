@@ -3,9 +3,11 @@
 use std::{
     ffi::OsString,
     fs::{self, Permissions},
+    io,
     os::unix::{
         fs::{PermissionsExt as _, chown},
         net::UnixDatagram,
+        process::CommandExt as _,
     },
     path::{Path, PathBuf},
     process::Command,
@@ -33,6 +35,8 @@ pub struct Home {
     manager: Option<PathBuf>,
     /// How to reach the API server, where that is where services come from.
     kubeconfig: Option<PathBuf>,
+    /// Whether nothing is told of sockets there, nor are they ended.
+    is_without_sock_diag: bool,
 }
 
 impl Home {
@@ -40,7 +44,22 @@ impl Home {
     pub fn new(services: &str) -> Self {
         let directory = tempfile::tempdir().expect("there is room for temporary files");
         fs::write(directory.path().join("services.yaml"), services).expect("the directory is ours");
-        Self { directory, binary: binary(), way: Vec::new(), bpffs: None, manager: None, kubeconfig: None }
+        Self {
+            directory,
+            binary: binary(),
+            way: Vec::new(),
+            bpffs: None,
+            manager: None,
+            kubeconfig: None,
+            is_without_sock_diag: false,
+        }
+    }
+
+    /// Of an agent that can't end sockets, as on a kernel without `CONFIG_INET_DIAG_DESTROY`.
+    pub fn without_sock_diag(services: &str) -> Self {
+        let mut home = Self::new(services);
+        home.is_without_sock_diag = true;
+        home
     }
 
     /// Of an agent that runs as an ordinary user who has these capabilities and can get no others, as a service manager runs
@@ -137,6 +156,12 @@ impl Home {
             command.arg("--bpffs").arg(bpffs);
         }
         command.envs(self.manager.iter().map(|path| ("NOTIFY_SOCKET", path)));
+        if self.is_without_sock_diag {
+            // SAFETY: Between fork and exec only system calls are allowed; this is one, and does not allocate.
+            unsafe {
+                command.pre_exec(forgo_sock_diag);
+            }
+        }
         command
     }
 }
@@ -148,6 +173,29 @@ impl Drop for Home {
             umount2(bpffs, MntFlags::MNT_DETACH).expect("it is mounted");
         }
     }
+}
+
+/// From now on there are no sockets of `NETLINK_SOCK_DIAG` (seccomp(2)).
+fn forgo_sock_diag() -> io::Result<()> {
+    const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    const UNLESS: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    const GIVE: u32 = libc::BPF_RET | libc::BPF_K;
+    let step = |code: u32, jf, k| libc::sock_filter { code: code as u16, jt: 0, jf, k };
+    // Of `struct seccomp_data`: the call at 0, its first argument at 16, its third at 32.
+    let mut steps = [
+        step(LOAD, 0, 0),
+        step(UNLESS, 5, libc::SYS_socket as u32),
+        step(LOAD, 0, 16),
+        step(UNLESS, 3, libc::AF_NETLINK as u32),
+        step(LOAD, 0, 32),
+        step(UNLESS, 1, libc::NETLINK_SOCK_DIAG as u32),
+        step(GIVE, 0, libc::SECCOMP_RET_ERRNO | libc::EPROTONOSUPPORT as u32),
+        step(GIVE, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+    // SAFETY: The kernel copies the program, and what it points to.
+    let result = unsafe { libc::prctl(libc::PR_SET_SECCOMP, u64::from(libc::SECCOMP_MODE_FILTER), &raw const program) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Gives a file to an ordinary user.

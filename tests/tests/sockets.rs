@@ -519,6 +519,45 @@ fn sockets_of_udp_are_served_where_no_more_of_them_can_be_watched() {
     }
 }
 
+/// Such sockets would stay on backends that are gone.
+#[test]
+fn connected_sockets_of_udp_are_left_to_packets_where_none_can_be_ended() {
+    let cluster = cluster();
+    let _servers = serve(&cluster);
+    let (node, [first, second]) = (cluster.node(1), [cluster.pod(1, 1), cluster.pod(2, 1)]);
+    let with = |pod| file([Service::new(1).endpoint(pod)]);
+    let agent = Agent::start_at(Home::without_sock_diag(&with(first)), node, &[]);
+    assert!(agent.log().contains("sock-destroy is missing: connected UDP"), "{}", agent.log());
+    let status = agent.status();
+    assert_eq!(status["sockets"]["attached"], SocketHook::ALL.len());
+    let missing = status["sockets"]["missing"].as_array().unwrap();
+    assert!(missing.len() == 1 && missing[0].as_str().unwrap().starts_with("sock-destroy: "), "{missing:?}");
+    let sockets = vips(1).map(|to| {
+        let socket = node.host().datagrams(to.ip());
+        socket.connect(to).unwrap();
+        assert_eq!((socket.peer().unwrap(), socket.ask_peer().unwrap()), (to, first.name().to_owned()));
+        assert_eq!(answers(node.host(), to), names([first]));
+        socket
+    });
+    assert_eq!(watched(node.host()).iter().count(), 0);
+    agent.apply(&with(second));
+    for socket in &sockets {
+        eventually("it talks to the other one", || socket.ask_peer().is_ok_and(|backend| backend == second.name()));
+    }
+    // Who says that they may stay has them balanced all the same.
+    drop(agent);
+    let agent = Agent::start_at(Home::without_sock_diag(&with(first)), node, &["--socket-lb-end", "none"]);
+    assert_eq!(agent.status()["sockets"]["missing"], json!([]));
+    for to in vips(1) {
+        let socket = node.host().datagrams(to.ip());
+        socket.connect(to).unwrap();
+        assert_eq!(socket.ask_peer().unwrap(), first.name());
+        agent.apply(&with(second));
+        assert_eq!(socket.ask_peer().unwrap(), first.name());
+        agent.apply(&with(first));
+    }
+}
+
 // Without an agent, and after it.
 
 #[test]

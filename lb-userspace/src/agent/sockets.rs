@@ -1,6 +1,6 @@
 //! The agent's part in socket-level balancing: where its programs are attached, whose sockets are left alone, and which are ended.
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
 use futures::future;
 use tracing::{error, info, warn};
@@ -11,8 +11,12 @@ use crate::{
     cgroup::{self, CgroupError, Root, Watch},
     dataplane::kernel::{ControlGroup, Ended, Kernel, SocketHook, SocketMode, SocketSettings},
     privileges,
-    sockets::Ender,
+    sockets::{self, Ender},
 };
+
+/// What is not done where a kernel ends no sockets.
+const UNENDED: &str = "connected UDP sockets would stay on backends that are gone, so they are balanced packet by packet, as they send; \
+                       NodePorts at localhost are not served to them";
 
 /// What the operator says about sockets.
 #[derive(Clone, Debug)]
@@ -42,13 +46,17 @@ pub(super) struct Sockets {
 }
 
 impl SocketOptions {
-    /// What the programs are told.
+    /// What the programs are told, by what this process may do and this kernel can.
     pub(super) fn settings(&self) -> SocketSettings {
+        let is_ending = self.mode != SocketMode::Off && self.ended != Ended::None;
+        let warn = |error: &io::Error| warn!(error = describe(error), "sock-destroy is missing: {UNENDED}");
+        let leaves_udp = is_ending && sockets::check().inspect_err(warn).is_err();
         let level = |name: &PathBuf| 1_u64.checked_shl(cgroup::level(name) as u32).unwrap_or_default();
         SocketSettings {
             mode: self.mode,
             ended: self.ended,
-            ends_all: self.mode == SocketMode::On && self.ended != Ended::None && privileges::reaches_all_namespaces(),
+            ends_all: self.mode == SocketMode::On && is_ending && !leaves_udp && privileges::reaches_all_namespaces(),
+            leaves_udp,
             exempt_levels: self.exempt.iter().map(level).fold(0, |levels, level| levels | level),
         }
     }
@@ -89,7 +97,8 @@ impl Agent {
                 return sockets;
             }
         };
-        if mode == SocketMode::On && options.ended != Ended::None && !settings.sockets.ends_all {
+        let SocketSettings { ends_all, leaves_udp, .. } = settings.sockets;
+        if mode == SocketMode::On && options.ended != Ended::None && !ends_all && !leaves_udp {
             warn!(
                 "connected UDP sockets of pods are not balanced as sockets, but packet by packet: to end them when their backend is gone \
                  wharf has to enter their network namespaces, which takes CAP_SYS_ADMIN, CAP_SYS_PTRACE and to see all processes \
@@ -129,7 +138,9 @@ impl Agent {
 
     /// Whether there is no process of the node that is not balanced by its sockets.
     pub(super) fn balances_all_processes_by_sockets(&self) -> bool {
-        self.tables.dataplane().attached_hooks() == SocketHook::ALL.len() && self.options.sockets.exempt.is_empty()
+        self.tables.dataplane().attached_hooks() == SocketHook::ALL.len()
+            && self.options.sockets.exempt.is_empty()
+            && !self.options.settings.sockets.leaves_udp
     }
 
     /// Has the sockets ended that are connected to backends that are gone, if any more are.
@@ -153,11 +164,13 @@ impl Agent {
     pub(super) fn sockets_report(&self) -> SocketsReport {
         let kernel = self.tables.dataplane();
         let sockets = self.sockets.as_ref();
+        let unended = self.options.settings.sockets.leaves_udp.then(|| format!("sock-destroy: {UNENDED}"));
         let missing = kernel
             .missing_hooks()
             .iter()
-            .filter(|_| sockets.is_some_and(|it| it.group.is_some()))
-            .map(|it| format!("{}: {}", it.hook.name(), it.hook.cost()));
+            .map(|it| format!("{}: {}", it.hook.name(), it.hook.cost()))
+            .chain(unended)
+            .filter(|_| sockets.is_some_and(|it| it.group.is_some()));
         SocketsReport {
             mode: self.options.sockets.mode.name().to_owned(),
             cgroup: sockets.and_then(|it| it.group.clone()),

@@ -187,6 +187,7 @@ impl Kernel {
         let answer_ping = u32::from(settings.answer_ping);
         let sockets = &settings.sockets;
         let (all, ends_all) = (u32::from(sockets.mode == SocketMode::On), u32::from(sockets.ends_all));
+        let leaves_udp = u32::from(sockets.leaves_udp);
         let (ends_udp, ends_tcp) = (u32::from(sockets.ended >= Ended::Udp), u32::from(sockets.ended >= Ended::All));
         let namespace = sys::namespace_cookie().map_err(PinsError::Namespace)?;
         let mut object = loader
@@ -200,6 +201,7 @@ impl Kernel {
             .override_global("NODE_NAMESPACE", &namespace, true)
             .override_global("SOCKETS_OF_ALL", &all, true)
             .override_global("ENDS_SOCKETS_OF_ALL", &ends_all, true)
+            .override_global("LEAVES_UDP", &leaves_udp, true)
             .override_global("ENDS_UDP", &ends_udp, true)
             .override_global("ENDS_TCP", &ends_tcp, true)
             .override_global("EXEMPT_LEVELS", &sockets.exempt_levels, true)

@@ -12,6 +12,7 @@ use super::{Check, Verdict};
 use crate::{
     dataplane::kernel::probe::{Feature, Map},
     privileges::{self, Need},
+    sockets,
 };
 
 /// What is so.
@@ -23,6 +24,8 @@ pub(super) struct Facts {
     xdp: io::Result<bool>,
     tc: io::Result<bool>,
     sock_addr: io::Result<bool>,
+    /// Whether UDP sockets can be ended.
+    sock_destroy: io::Result<()>,
     tcx: io::Result<bool>,
     maps: Vec<(Map, io::Result<bool>)>,
     /// `net.core.bpf_jit_enable`.
@@ -42,6 +45,7 @@ impl Facts {
             xdp: Feature::Xdp.is_there(),
             tc: Feature::Tc.is_there(),
             sock_addr: Feature::SockAddr.is_there(),
+            sock_destroy: sockets::check(),
             tcx: Feature::Tcx.is_there(),
             maps: Map::ALL.into_iter().map(|map| (map, Feature::Map(map).is_there())).collect(),
             jit: fs::read_to_string("/proc/sys/net/core/bpf_jit_enable"),
@@ -57,7 +61,7 @@ pub(super) fn checks(facts: &Facts) -> Vec<Check> {
     if !is_forbidden(&facts.xdp) {
         checks.extend([programs(facts), socket_programs(facts), maps(facts), tcx(facts)]);
     }
-    checks.extend([jit(facts), btf(facts), lockdown(facts)]);
+    checks.extend([sock_destroy(facts), jit(facts), btf(facts), lockdown(facts)]);
     checks
 }
 
@@ -122,6 +126,20 @@ fn socket_programs(facts: &Facts) -> Check {
          localhost; CONFIG_CGROUP_BPF gives the kernel what it lacks",
     );
     all_there("programs", &[("cgroup sock_addr", &facts.sock_addr)], lacking)
+}
+
+fn sock_destroy(facts: &Facts) -> Check {
+    const NAME: &str = "sock-destroy";
+    match &facts.sock_destroy {
+        Ok(()) => Check::ok(NAME, "the kernel ends UDP sockets that lose their backend"),
+        Err(error) if error.kind() == ErrorKind::Unsupported => Check::note(
+            NAME,
+            error.to_string(),
+            "nothing, if that is meant: connected UDP sockets are balanced packet by packet, which is slower, and do not reach NodePorts \
+             at localhost; take a kernel with CONFIG_INET_UDP_DIAG and CONFIG_INET_DIAG_DESTROY, or --socket-lb-end none if they may stay",
+        ),
+        Err(error) => Check::unknown(NAME, format!("the kernel's list of sockets gave: {error}"), AS_ROOT),
+    }
 }
 
 fn maps(facts: &Facts) -> Check {
@@ -223,6 +241,7 @@ mod tests {
             xdp: Ok(true),
             tc: Ok(true),
             sock_addr: Ok(true),
+            sock_destroy: Ok(()),
             tcx: Ok(true),
             maps: Map::ALL.into_iter().map(|map| (map, Ok(true))).collect(),
             jit: Ok("1\n".to_owned()),
@@ -267,6 +286,9 @@ mod tests {
         says(&Facts { tc: Ok(false), ..good() }, "bpf-programs", Problem, "kinds tc");
         says(&Facts { tc: refused(libc::EIO), ..good() }, "bpf-programs", Unknown, "kind tc gave");
         says(&Facts { sock_addr: Ok(false), ..good() }, "bpf-socket-programs", Note, "cgroup sock_addr");
+        let unended = Err(io::Error::new(ErrorKind::Unsupported, "this kernel ends no sockets"));
+        says(&Facts { sock_destroy: unended, ..good() }, "sock-destroy", Note, "packet by packet");
+        says(&Facts { sock_destroy: refused(libc::EACCES), ..good() }, "sock-destroy", Unknown, "gave");
         let maps = vec![(Map::Hash, Ok(true)), (Map::LpmTrie, Ok(false)), (Map::LruHash, Ok(false))];
         says(&Facts { maps, ..good() }, "bpf-maps", Problem, "kinds LPM trie, LRU hash");
         says(&Facts { tcx: Ok(false), ..good() }, "tcx", Note, "clsact");

@@ -41,19 +41,30 @@ impl SockDiag {
         Ok(Self { socket: netlink::open(NETLINK_SOCK_DIAG)? })
     }
 
+    /// Makes sure that the kernel ends sockets of UDP.
+    ///
+    /// # Errors
+    /// Of the kind `Unsupported` where it does not.
+    pub(super) fn check(&self) -> io::Result<()> {
+        self.connections(false, Protocol::Udp)?;
+        // No socket has port 0.
+        let protocol = Protocol::Udp.number().0 as u8;
+        can_end(self.destroy(&Connection { family: libc::AF_INET as u8, protocol, id: [0; ID] }))
+    }
+
     /// The connected sockets of a protocol.
     pub(super) fn connections(&self, is_ipv6: bool, protocol: Protocol) -> io::Result<Vec<Connection>> {
         let family = if is_ipv6 { libc::AF_INET6 } else { libc::AF_INET } as u8;
         let request = Request { kind: Kind::List, family, protocol: protocol.number().0 as u8, id: [0; ID] };
         let mut connections = Vec::new();
-        self.ask(request, NLM_F_DUMP, |connection| connections.push(connection))?;
+        self.ask(request, NLM_F_DUMP, |connection| connections.push(connection)).map_err(unlisted)?;
         Ok(connections)
     }
 
     /// Ends a socket: whatever its process does with it next fails (`ECONNABORTED`).
     pub(super) fn destroy(&self, connection: &Connection) -> io::Result<()> {
         let Connection { family, protocol, id, .. } = *connection;
-        self.ask(Request { kind: Kind::Destroy, family, protocol, id }, NLM_F_ACK, |_| {})
+        self.ask(Request { kind: Kind::Destroy, family, protocol, id }, NLM_F_ACK, |_| {}).map_err(unended)
     }
 
     fn ask(&self, request: Request, flags: u16, mut each: impl FnMut(Connection)) -> io::Result<()> {
@@ -77,13 +88,27 @@ impl SockDiag {
 
 /// What the end of a list says: a negative error number where there is none.
 fn ended(code: i32) -> io::Result<()> {
-    match io::Error::from_raw_os_error(code.saturating_neg()) {
-        _ if code >= 0 => Ok(()),
-        error if error.kind() == io::ErrorKind::NotFound => {
-            let why = "this kernel does not list its sockets (CONFIG_INET_DIAG, CONFIG_INET_UDP_DIAG; as modules inet_diag, udp_diag)";
-            Err(io::Error::new(io::ErrorKind::Unsupported, why))
-        }
-        error => Err(error),
+    if code >= 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code.saturating_neg())) }
+}
+
+/// Why there is no list.
+fn unlisted(error: io::Error) -> io::Error {
+    const WHY: &str = "this kernel does not list its sockets (CONFIG_INET_DIAG, CONFIG_INET_UDP_DIAG; as modules inet_diag, udp_diag)";
+    if error.kind() == io::ErrorKind::NotFound { io::Error::new(io::ErrorKind::Unsupported, WHY) } else { error }
+}
+
+/// Why a socket is not ended.
+fn unended(error: io::Error) -> io::Error {
+    const WHY: &str = "this kernel ends no sockets (CONFIG_INET_DIAG_DESTROY)";
+    let is_unknown = error.raw_os_error() == Some(libc::EOPNOTSUPP);
+    if is_unknown { io::Error::new(io::ErrorKind::Unsupported, WHY) } else { error }
+}
+
+/// Whether sockets can be ended, by what the end of one that is not there gave.
+fn can_end(ended: io::Result<()>) -> io::Result<()> {
+    match ended {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
     }
 }
 
@@ -186,9 +211,19 @@ mod tests {
 
     #[test]
     fn a_list_that_is_not_there_is_no_empty_one() {
-        assert!(ended(0).is_ok());
-        assert!(ended(-libc::ENOENT).is_err_and(|error| error.to_string().contains("udp_diag")));
-        assert!(ended(-libc::EPERM).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied));
+        let listed = |code| ended(code).map_err(unlisted);
+        assert!(listed(0).is_ok());
+        assert!(listed(-libc::ENOENT).is_err_and(|error| error.to_string().contains("udp_diag")));
+        assert!(listed(-libc::EPERM).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied));
+    }
+
+    #[test]
+    fn who_ends_no_sockets_says_so_of_one_that_is_not_there() {
+        let refused = |errno| can_end(Err(unended(io::Error::from_raw_os_error(errno))));
+        assert!(refused(libc::ENOENT).is_ok());
+        let error = refused(libc::EOPNOTSUPP).unwrap_err();
+        assert!(error.kind() == io::ErrorKind::Unsupported && error.to_string().contains("CONFIG_INET_DIAG_DESTROY"));
+        assert!(refused(libc::EPERM).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied));
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub struct SocketSettings {
     pub ended: Ended,
     /// Whether those of other network namespaces can be. Where not, connected UDP sockets there are not balanced.
     pub ends_all: bool,
+    /// Whether connected UDP sockets are left to packets: they are to be ended, and this kernel can't.
+    pub leaves_udp: bool,
     /// A bit for each depth below the root at which there may be control groups whose sockets are left alone.
     pub exempt_levels: u64,
 }

@@ -95,6 +95,7 @@ fn nodes() -> [Node; 2] {
         zone: Some("a".into()),
         addresses: addresses.into(),
         node_port_addresses: addresses.into(),
+        bind_only: [].into(),
         pod_subnets: ["10.244.1.0/24".parse().expect("it is a range")].into(),
     };
     [here, Node::default()]

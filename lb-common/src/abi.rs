@@ -309,6 +309,8 @@ impl Frontend {
     pub const SOURCE_RANGES: u32 = 4;
     /// It is a NodePort at an address of this node: nobody else may have it.
     pub const NODE_PORT: u32 = 8;
+    /// Nobody is served there: it stands for all addresses of a node in bind(2), of which not all are served.
+    pub const BIND_ONLY: u32 = 16;
 }
 
 impl SourceKey {

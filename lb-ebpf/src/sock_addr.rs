@@ -311,11 +311,12 @@ impl Call for Bind {
         if !is_balanced(proto) || port.word() == 0 || named.namespace() != config::node_namespace() {
             return Err(PassReason::NotService.into());
         }
-        let address = in_tables(named.address());
+        let address = named.address();
+        let has_all = address == F::Address::UNSPECIFIED;
         // A socket of IPv6 that has all addresses has those of IPv4, too.
         let of_ipv4 = ServiceKey::new(Ipv4Be::UNSPECIFIED, port, proto);
-        if is_node_port::<F>(&ServiceKey::new(address, port, proto))
-            || address == F::Address::UNSPECIFIED && is_node_port::<V4>(&of_ipv4)
+        if is_node_port::<F>(&ServiceKey::new(in_tables(address), port, proto), has_all)
+            || has_all && is_node_port::<V4>(&of_ipv4, has_all)
         {
             return Err(DropReason::PortInUse.into());
         }
@@ -324,9 +325,11 @@ impl Call for Bind {
 }
 
 #[inline(always)]
-fn is_node_port<F: FamilyMaps>(key: &ServiceKey<F::Address>) -> bool {
-    maps::may_be(Whose::Services, key.address)
-        && maps::frontend::<F>(key).is_some_and(|frontend| frontend.flags & Frontend::NODE_PORT != 0)
+fn is_node_port<F: FamilyMaps>(key: &ServiceKey<F::Address>, has_all: bool) -> bool {
+    let is_taken = |Frontend { flags, .. }: Frontend| {
+        flags & Frontend::NODE_PORT != 0 && (has_all || flags & Frontend::BIND_ONLY == 0)
+    };
+    maps::may_be(Whose::Services, key.address) && maps::frontend::<F>(key).is_some_and(is_taken)
 }
 
 /// The kernel tells whom a datagram came from, or whom a socket is connected to: the service in place of its backend, so that a process is
@@ -469,7 +472,8 @@ fn choose<F: FamilyMaps, N: Named<F::Address>>(
     namespace: u64,
     now: Tick,
 ) -> Result<Chosen, Verdict> {
-    let Some(frontend) = maps::frontend::<F>(key) else {
+    let is_served = |frontend: &Frontend| frontend.flags & Frontend::BIND_ONLY == 0;
+    let Some(frontend) = maps::frontend::<F>(key).filter(is_served) else {
         return Err(match maps::vip::<F>(key.address) {
             Some(flags) if flags & VipKey::REFUSES != 0 => AnswerReason::WrongPort.into(),
             _ => PassReason::NotService.into(),

@@ -39,6 +39,8 @@ pub struct Node {
     pub addresses: BTreeSet<IpAddr>,
     /// Those of them that node ports are served on, and the unspecified ones where sockets of this node find them at localhost.
     pub node_port_addresses: BTreeSet<IpAddr>,
+    /// The unspecified ones that stand for all addresses in bind(2) alone: node ports are served, but not at localhost.
+    pub bind_only: BTreeSet<IpAddr>,
     /// The subnets behind its pod-facing devices, without a gateway in between.
     pub pod_subnets: BTreeSet<IpNet>,
 }
@@ -208,8 +210,9 @@ impl Decided {
 /// Every address and port of a service on this node, node ports among them.
 fn addresses(name: &ServiceName, service: &Service, node: &Node) -> impl Iterator<Item = SocketAddr> {
     let node_ports = service.node_port.into_iter().flat_map(move |port| {
-        let ours = node.node_port_addresses.iter().filter(|&&address| IpFamily::of(address) == name.family);
-        ours.map(move |&address| SocketAddr::new(address, port))
+        let ours = node.node_port_addresses.iter().chain(&node.bind_only);
+        let of_family = ours.filter(|&&address| IpFamily::of(address) == name.family);
+        of_family.map(move |&address| SocketAddr::new(address, port))
     });
     service.frontends.keys().copied().chain(node_ports)
 }
@@ -234,14 +237,16 @@ fn serving(service: &Service, node: &Node) -> Serving {
 fn route(desired: &Desired, frontend: Frontend, node: &Node) -> Option<Route> {
     let Frontend { address, protocol } = frontend;
     let port = NodePort { port: address.port(), protocol, family: IpFamily::of(address.ip()) };
+    let is_bind_only = node.bind_only.contains(&address.ip());
     let of_node_port = || {
-        let is_ours = node.node_port_addresses.contains(&address.ip());
+        let is_ours = is_bind_only || node.node_port_addresses.contains(&address.ip());
         desired.owner(Claim::NodePort(port)).filter(|_| is_ours)
     };
     let name = desired.owner(Claim::Frontend(frontend)).or_else(of_node_port)?;
     let service = desired.services().get(name)?;
     let flags = frontend_flags(service, service.frontends.get(&address).copied());
-    Some(Route { service: name.clone(), flags })
+    let bind_only = if is_bind_only { abi::Frontend::BIND_ONLY } else { 0 };
+    Some(Route { service: name.clone(), flags: flags | bind_only })
 }
 
 /// The value of `VIPS4` and `VIPS6`, if the address is services' alone. One that the node has itself is the stack's, too,

@@ -182,6 +182,7 @@ impl Datapath {
             name: Some(NODE.into()),
             addresses: ours.clone().collect(),
             node_port_addresses: ours.collect(),
+            bind_only: [].into(),
             pod_subnets: ["10.0.2.0/24", "fd00:2::/64"].iter().map(|it| it.parse().expect("a subnet")).collect(),
         };
         let memory = Memory::of(&mut kernel);

@@ -319,6 +319,12 @@ fn node_ports_are_taken_where_they_are_served() {
     assert_eq!(bind(host, host.v4().into(), node_port(1)), [Err(ErrorKind::AddrInUse); 2]);
     assert_eq!(bind(host, Ipv4Addr::LOCALHOST.into(), node_port(1)), [Ok(()); 2]);
     assert_eq!(bind(host, host.v6().into(), node_port(1)), [Ok(()); 2]);
+    assert_eq!(bind(host, Ipv6Addr::LOCALHOST.into(), node_port(1)), [Ok(()); 2]);
+    // Who has all addresses has this one, too.
+    for any in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
+        assert_eq!(bind(host, any, node_port(1)), [Err(ErrorKind::AddrInUse); 2], "{any}");
+        expect_free(host, any, node_port(2));
+    }
     assert_eq!(answers(host, (host.v4(), node_port(1)).into()), names([cluster.pod(1, 1)]));
     let refused = host.call(Call::Tcp, (Ipv4Addr::LOCALHOST, node_port(1)).into()).map_err(|error| error.kind());
     assert_eq!(refused, Err(ErrorKind::ConnectionRefused));

@@ -164,13 +164,19 @@ impl Roles {
             }
         };
         // In the tables one entry stands for all addresses of loopback, which only sockets ever look for.
-        let serves_localhost = |(loopback, _): &(IpAddr, IpAddr)| self.balances_sockets && serves_node_ports(loopback);
-        let localhost = LOCALHOST.into_iter().filter(serves_localhost).map(|(_, unspecified)| unspecified);
+        let (here, elsewhere): (Vec<_>, Vec<_>) = LOCALHOST
+            .into_iter()
+            .filter(|_| self.balances_sockets)
+            .partition(|(loopback, _)| serves_node_ports(loopback));
+        let served: BTreeSet<_> = addresses.iter().copied().filter(serves_node_ports).collect();
+        let is_served = |family: &IpAddr| served.iter().any(|address| address.is_ipv4() == family.is_ipv4());
+        let unspecified = |(_, unspecified): (IpAddr, IpAddr)| unspecified;
         Node {
             name: self.node_name.clone(),
             // That is its source's to say.
             zone: None,
-            node_port_addresses: addresses.iter().copied().filter(serves_node_ports).chain(localhost).collect(),
+            bind_only: elsewhere.into_iter().map(unspecified).filter(is_served).collect(),
+            node_port_addresses: served.into_iter().chain(here.into_iter().map(unspecified)).collect(),
             addresses,
             pod_subnets: listing
                 .routes

@@ -32,6 +32,7 @@ fn node() -> Node {
         zone: Some("a".into()),
         node_port_addresses: addresses.clone(),
         addresses,
+        bind_only: BTreeSet::new(),
         pod_subnets: ["10.244.1.0/24".parse().unwrap()].into(),
     }
 }
@@ -353,6 +354,11 @@ fn node_ports_are_on_the_addresses_of_their_family_that_are_given() {
     assert_eq!(frontends(&decided(&[("web", service(&[]))], &node())), ["192.0.2.1:30080 web"]);
     let none = Node { node_port_addresses: BTreeSet::new(), ..node() };
     assert_eq!(frontends(&decided(&[("web", service(&[]))], &none)), [""; 0]);
+    let guarded = decided(&[("web", service(&[]))], &Node { bind_only: [address("0.0.0.0")].into(), ..node() });
+    assert_eq!(frontends(&guarded), ["0.0.0.0:30080 web", "192.0.2.1:30080 web"]);
+    let is_bind_only: Vec<_> =
+        guarded.frontends.values().map(|route| route.flags & abi::Frontend::BIND_ONLY != 0).collect();
+    assert_eq!(is_bind_only, [true, false]);
     // An address that a service names is that service's.
     let other = Service { node_port: None, ..service(&[("192.0.2.1:30080", FrontendKind::ExternalIp)]) };
     assert_eq!(frontends(&decided(&[("a", service(&[])), ("b", other)], &node())), ["192.0.2.1:30080 b"]);

@@ -186,15 +186,19 @@ fn sockets_find_node_ports_at_localhost_where_they_are_served_there() {
         let roles = Roles { node_ports, balances_sockets: true, ..roles(&["eth0"], &[]) };
         let node = node(&roles);
         assert!(!node.addresses.iter().any(IpAddr::is_unspecified), "they are nobody's");
-        node.node_port_addresses.into_iter().filter(IpAddr::is_unspecified).collect::<Vec<_>>()
+        let served = node.node_port_addresses.into_iter().filter(IpAddr::is_unspecified).collect::<Vec<_>>();
+        (served, node.bind_only.into_iter().collect::<Vec<_>>())
     };
     let both: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
-    assert_eq!(served(NodePorts::All), both);
-    assert!(served(NodePorts::Primary).is_empty());
-    assert!(served("192.0.2.0/24,2001:db8::/32".parse().unwrap()).is_empty());
-    assert_eq!(served("127.0.0.0/8,2001:db8::/32".parse().unwrap()), both[..1]);
-    assert_eq!(served("192.0.2.0/24,::1/128".parse().unwrap()), both[1..]);
-    assert_eq!(served("::1/128".parse().unwrap()), both, "no range is of IPv4");
+    let split = |here: &[IpAddr], bind_only: &[IpAddr]| (here.to_vec(), bind_only.to_vec());
+    assert_eq!(served(NodePorts::All), split(&both, &[]));
+    // Who has all addresses has those that are served. The primary one is of IPv4 alone.
+    assert_eq!(served(NodePorts::Primary), split(&[], &both[..1]));
+    assert_eq!(served("192.0.2.0/24,2001:db8::/32".parse().unwrap()), split(&[], &both));
+    assert_eq!(served("203.0.113.0/24,fd00::/8".parse().unwrap()), split(&[], &[]));
+    assert_eq!(served("127.0.0.0/8,2001:db8::/32".parse().unwrap()), split(&both[..1], &both[1..]));
+    assert_eq!(served("192.0.2.0/24,::1/128".parse().unwrap()), split(&both[1..], &both[..1]));
+    assert_eq!(served("::1/128".parse().unwrap()), split(&both, &[]), "no range is of IPv4");
 }
 
 #[test]

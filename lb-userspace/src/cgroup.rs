@@ -52,7 +52,9 @@ impl Root {
     /// Finds it where it is mounted. What `ip netns exec` runs has a /sys of its own, without: there it is mounted anew, at no place.
     pub fn find() -> Result<Self, CgroupError> {
         let mounts = mounts::list().map_err(|source| CgroupError::Refused { path: mounts::PATH.into(), source })?;
-        let found: Vec<_> = mounts.into_iter().filter(|it| it.kind == "cgroup2").map(|mount| mount.at).collect();
+        // One may lie under another mount, and is not to be reached then.
+        let found = mounts.into_iter().filter(|it| it.kind == "cgroup2").map(|mount| mount.at);
+        let found: Vec<_> = found.filter(|it| is_cgroup2(it)).collect();
         if let Some(root) = found.iter().find(|it| is_root(it)) {
             return Ok(Self { directory: root.clone(), mount: None });
         }
@@ -87,7 +89,7 @@ impl Root {
 
 /// Whether it is the root: all others have a type (`CFTYPE_NOT_ON_ROOT` in kernel/cgroup/cgroup.c).
 fn is_root(directory: &Path) -> bool {
-    !directory.join("cgroup.type").exists()
+    is_cgroup2(directory) && !directory.join("cgroup.type").exists()
 }
 
 /// Mounts the hierarchy, at no place (fsopen(2), fsmount(2)).
@@ -133,6 +135,11 @@ mod tests {
         for (name, expected) in [("/", 0), ("/a", 1), ("a/b/", 2), ("/a//b/./c", 3)] {
             assert_eq!(level(Path::new(name)), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn what_lies_over_the_root_of_all_is_not_taken_for_it() {
+        assert!(!is_root(Path::new("/proc")));
     }
 
     #[test]

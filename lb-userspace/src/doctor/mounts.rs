@@ -8,13 +8,19 @@ use std::{
 use nix::unistd::{AccessFlags, access};
 
 use super::Check;
-use crate::mounts::{self, Mount};
+use crate::{
+    cgroup::{CgroupError, Root},
+    describe,
+    mounts::{self, Mount},
+};
 
 /// What is so.
 pub(super) struct Facts {
     /// Where things are to be pinned.
     bpffs: PathBuf,
     mounts: io::Result<Vec<Mount>>,
+    /// What the root of all control groups is called, if it is found.
+    cgroup: Result<String, CgroupError>,
     /// Whether this process may make something where things are to be pinned, or in the nearest directory that is there.
     is_writable: bool,
 }
@@ -25,19 +31,21 @@ impl Facts {
         Self {
             bpffs: bpffs.to_owned(),
             mounts: mounts::list(),
+            cgroup: Root::find().map(|root| root.name()),
             is_writable: access(nearest, AccessFlags::W_OK).is_ok(),
         }
     }
 }
 
 pub(super) fn checks(facts: &Facts) -> Vec<Check> {
-    match &facts.mounts {
-        Ok(mounts) => vec![bpffs(facts, mounts), cgroup2(mounts)],
-        Err(error) => ["bpffs", "cgroup2"]
-            .map(|name| Check::unknown(name, format!("{} can't be read: {error}", mounts::PATH), "mount /proc"))
-            .into(),
-    }
+    let bpffs = match &facts.mounts {
+        Ok(mounts) => bpffs(facts, mounts),
+        Err(error) => Check::unknown("bpffs", format!("{} can't be read: {error}", mounts::PATH), MOUNT_PROC),
+    };
+    vec![bpffs, cgroup2(&facts.cgroup)]
 }
+
+const MOUNT_PROC: &str = "mount /proc";
 
 fn bpffs(facts: &Facts, mounts: &[Mount]) -> Check {
     const NAME: &str = "bpffs";
@@ -72,15 +80,23 @@ fn bpffs(facts: &Facts, mounts: &[Mount]) -> Check {
     }
 }
 
-fn cgroup2(mounts: &[Mount]) -> Check {
-    match mounts.iter().find(|mount| mount.kind == "cgroup2") {
-        Some(mount) => Check::ok("cgroup2", format!("the cgroup v2 hierarchy is at {}", mount.at.display())),
-        None => Check::note(
-            "cgroup2",
+fn cgroup2(root: &Result<String, CgroupError>) -> Check {
+    const NAME: &str = "cgroup2";
+    match root {
+        Ok(name) => Check::ok(NAME, format!("sockets can be balanced at {name}")),
+        Err(CgroupError::NoRoot(part)) => Check::warning(
+            NAME,
+            format!("of the cgroup v2 hierarchy only the part at {} is to be seen here", part.display()),
+            "mount the host's /sys/fs/cgroup, or name where it is with --cgroup; else what processes of this machine send is balanced \
+             packet by packet, which is slower",
+        ),
+        Err(CgroupError::NotMounted) => Check::note(
+            NAME,
             "no cgroup v2 hierarchy is mounted",
             "nothing if wharf run is to run as root, which finds it all the same; else mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified, \
              or what processes of this machine send is balanced packet by packet, which is slower",
         ),
+        Err(error) => Check::unknown(NAME, describe(error), MOUNT_PROC),
     }
 }
 
@@ -97,7 +113,9 @@ mod tests {
 
     #[track_caller]
     fn says(bpffs: &str, text: &str, is_writable: bool, expected: [(Verdict, &str); 2]) {
-        let checks = checks(&Facts { bpffs: bpffs.into(), mounts: Ok(mounts::parse(text)), is_writable });
+        let cgroup =
+            if text.is_empty() { Err(CgroupError::NotMounted) } else { Ok("/sys/fs/cgroup/unified".to_owned()) };
+        let checks = checks(&Facts { bpffs: bpffs.into(), mounts: Ok(mounts::parse(text)), cgroup, is_writable });
         for (check, (verdict, words)) in checks.iter().zip(expected) {
             assert_eq!(check.verdict, verdict, "{check:?}");
             assert!(check.found.contains(words), "{check:?}");
@@ -121,11 +139,21 @@ mod tests {
     #[test]
     fn what_is_not_mounted_is_missed() {
         says("/sys/fs/bpf", "", true, [(Verdict::Note, "no BPF file system"), (Verdict::Note, "no cgroup v2")]);
+        let error = || io::Error::from_raw_os_error(libc::ENOENT);
         let hidden = Facts {
             bpffs: "/sys/fs/bpf".into(),
-            mounts: Err(io::Error::from_raw_os_error(libc::ENOENT)),
+            mounts: Err(error()),
+            cgroup: Err(CgroupError::Refused { path: mounts::PATH.into(), source: error() }),
             is_writable: true,
         };
         assert!(checks(&hidden).iter().all(|check| check.verdict == Verdict::Unknown));
+    }
+
+    /// As in a container with a namespace of control groups.
+    #[test]
+    fn a_part_of_the_control_groups_is_not_all() {
+        let check = cgroup2(&Err(CgroupError::NoRoot("/sys/fs/cgroup".into())));
+        assert!(check.verdict == Verdict::Warning && check.found.contains("/sys/fs/cgroup"), "{check:?}");
+        assert!(check.remedy.is_some_and(|remedy| remedy.contains("--cgroup")));
     }
 }

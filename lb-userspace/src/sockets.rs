@@ -10,7 +10,7 @@ use std::{
     fs::{self, File},
     io,
     os::unix::fs::MetadataExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -162,18 +162,29 @@ impl Worker {
         result.map(|()| lost)
     }
 
-    /// In the network namespaces of all processes.
+    /// In the network namespaces of all processes; then in those of threads and mounts, where something is still looked for that is not
+    /// just being connected.
     fn end_everywhere(&mut self, lost: &mut Lost) -> io::Result<()> {
         let home = File::open("/proc/thread-self/ns/net")?;
-        let result = self.end_in(namespaces()?, lost);
+        let mut seen = HashSet::new();
+        let mut result = self.end_in(namespaces()?, &mut seen, lost);
+        if lost.values().any(|it| !Watched::is_recent(it)) {
+            result = result.and(hidden_namespaces().and_then(|paths| self.end_in(paths, &mut seen, lost)));
+        }
         // A namespace that a thread is in does not go, nor do its devices.
         setns(home, CloneFlags::CLONE_NEWNET)?;
         result
     }
 
-    /// In these network namespaces: in all of them, even if something is wrong with one. The thread stays in the last.
-    fn end_in(&mut self, paths: impl Iterator<Item = PathBuf>, lost: &mut Lost) -> io::Result<()> {
-        let (mut seen, mut result) = (HashSet::new(), Ok(()));
+    /// In those of these network namespaces that were not seen, by their numbers: in all of them, even if something is wrong with one.
+    /// The thread stays in the last.
+    fn end_in(
+        &mut self,
+        paths: impl Iterator<Item = PathBuf>,
+        seen: &mut HashSet<u64>,
+        lost: &mut Lost,
+    ) -> io::Result<()> {
+        let mut result = Ok(());
         for path in paths {
             // Processes come and go.
             let Ok(number) = fs::metadata(&path).map(|it| it.ino()) else { continue };
@@ -227,10 +238,52 @@ fn is_connected_to(connection: &Connection, translation: &Translation) -> bool {
     })
 }
 
-/// The network namespaces of all processes.
+/// The network namespaces of all processes: of each that of its first thread.
 fn namespaces() -> io::Result<impl Iterator<Item = PathBuf>> {
+    Ok(processes()?.map(|process| process.join("ns/net")))
+}
+
+/// The network namespaces of all threads, and those that are mounted somewhere, as process 1 sees it: nothing else may hold one.
+fn hidden_namespaces() -> io::Result<impl Iterator<Item = PathBuf>> {
+    let threads = processes()?.flat_map(|process| fs::read_dir(process.join("task"))).flatten().flatten();
+    let mounted = mounted_namespaces(&fs::read_to_string("/proc/1/mountinfo")?);
+    // Another mount may lie over one. Where process 1 is closed to us, its root is ours as a rule.
+    let mounted = mounted.into_iter().filter_map(|(place, number)| {
+        let candidates = ["/proc/1/root", "/"].map(|root| Path::new(root).join(&place));
+        candidates.into_iter().find(|path| fs::metadata(path).is_ok_and(|it| it.ino() == number))
+    });
+    Ok(threads.map(|thread| thread.path().join("ns/net")).chain(mounted))
+}
+
+fn processes() -> io::Result<impl Iterator<Item = PathBuf>> {
     let is_process =
         |path: &PathBuf| path.file_name().is_some_and(|it| it.as_encoded_bytes().iter().all(u8::is_ascii_digit));
-    let processes = fs::read_dir("/proc")?.flatten().map(|it| it.path()).filter(is_process);
-    Ok(processes.map(|process| process.join("ns/net")))
+    Ok(fs::read_dir("/proc")?.flatten().map(|it| it.path()).filter(is_process))
+}
+
+/// Where network namespaces are mounted, seen from the root, and their numbers. The fourth word of a line is what is mounted, the
+/// fifth its place, in which blanks are written `\040` (`man 5 proc_pid_mountinfo`).
+fn mounted_namespaces(text: &str) -> Vec<(PathBuf, u64)> {
+    let mounted = |line: &str| {
+        let mut words = line.split(' ').skip(3);
+        let number = words.next()?.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()?;
+        let place = words.next()?.replace("\\040", " ");
+        Some((place.trim_start_matches('/').into(), number))
+    };
+    text.lines().filter_map(mounted).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespaces_that_are_mounted_are_found() {
+        let text = "\
+            24 1 0:22 / /proc rw,nosuid - proc proc rw\n\
+            301 25 0:4 net:[4026532281] /run/netns/a\\040b rw shared:5 - nsfs nsfs rw\n\
+            302 25 0:4 mnt:[4026532282] /run/mnt rw - nsfs nsfs rw\n\
+            broken\n";
+        assert_eq!(mounted_namespaces(text), [(PathBuf::from("run/netns/a b"), 4_026_532_281)]);
+    }
 }

@@ -906,6 +906,32 @@ fn sockets_of_pods_that_lose_their_backend_are_ended_too() {
     }
 }
 
+/// As where a runtime makes a namespace, and nobody is in it, or one thread of many.
+#[test]
+fn sockets_are_ended_in_namespaces_that_no_process_is_in() {
+    let cluster = cluster();
+    let group = ControlGroup::new("left");
+    let (client, [first, second]) = (cluster.pod(1, 2), [cluster.pod(1, 1), cluster.pod(2, 1)]);
+    let with = |pod| file([Service::new(1).endpoint(pod)]);
+    let arguments = ["--cgroup", group.directory(), "--socket-lb", "on"];
+    let agent = Agent::start_on(cluster.node(1), &with(first), &arguments);
+    let mut clients = Vec::new();
+    for to in vips(1) {
+        let mut command = group.command(client.namespace(), PYTHON);
+        command.args(["-c", include_str!("sockets/leave.py"), &to.ip().to_string(), &to.port().to_string()]);
+        let Ok(mut child) = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn() else {
+            println!("skipped: python3 is not installed");
+            return;
+        };
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "left\n");
+        clients.push(Running(child));
+    }
+    agent.apply(&with(second));
+    eventually("both are ended", || agent.status()["sockets"]["ended"] == clients.len());
+}
+
 #[test]
 fn real_programs_reach_services() {
     let cluster = cluster();

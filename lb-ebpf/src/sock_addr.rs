@@ -54,6 +54,16 @@ pub(crate) trait Named<A: Address> {
         IpProto(unsafe { (&raw const (*self.context().sock_addr).protocol).read_volatile() } as u16)
     }
 
+    /// What the kernel says of a UDP socket: whether it is connected. Nothing of others.
+    #[inline(always)]
+    fn is_connected(&self) -> Option<bool> {
+        /// `TCP_ESTABLISHED` (`include/net/tcp_states.h`), in which those of UDP are, too.
+        const CONNECTED: u32 = 1;
+        // SAFETY: As above; the kernel gives the socket with the context.
+        let state = unsafe { (&raw const (*(*self.context().sock_addr).__bindgen_anon_1.sk).state).read_volatile() };
+        (self.proto() == IpProto::UDP).then_some(state == CONNECTED)
+    }
+
     /// The number that the kernel gives to this socket and to no other.
     #[inline(always)]
     fn cookie(&self) -> u64 {
@@ -206,10 +216,9 @@ fn connect<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(), Verdict
     let (key, namespace) = asked::<F, N>(named)?;
     let is_of_node = namespace == config::node_namespace();
     let is_reached = (is_of_node || config::ends_all_sockets()) && !config::leaves_udp();
-    let has_packets = !is_of_node || maps::is_met_at(IfIndex::LOOPBACK);
     // One that can't be ended would go on sending to a backend that is gone. Packet by packet it is served as well. But a process of
     // the node may have nothing else.
-    if key.proto == IpProto::UDP && !is_reached && has_packets {
+    if key.proto == IpProto::UDP && !is_reached && has_packets(namespace) {
         return Err(PassReason::NotService.into());
     }
     let now = track::now();
@@ -220,11 +229,17 @@ fn connect<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(), Verdict
         !(config::ends(key.proto) && is_reached) || maps::watch(named.cookie(), translation)
     });
     // Nor can this one.
-    if key.proto == IpProto::UDP && !is_noted && has_packets {
+    if key.proto == IpProto::UDP && !is_noted && has_packets(namespace) {
         return Err(PassReason::NotService.into());
     }
     go_to(named, chosen.backend.address, chosen.backend.port);
     Ok(())
+}
+
+/// Whether what the sockets of a network namespace send is met packet by packet: that of pods is.
+#[inline(always)]
+fn has_packets(namespace: u64) -> bool {
+    namespace != config::node_namespace() || maps::is_met_at(IfIndex::LOOPBACK)
 }
 
 /// A UDP socket may be connected once more, and then to no service: what it was connected to is over.
@@ -251,8 +266,8 @@ pub(crate) fn release(SockContext { sock }: SockContext) -> i32 {
 }
 
 /// A socket sends a datagram to an address. One that is connected to a service, and names it all the same, stays with its backend: it is
-/// given nobody else's answers. Of one that is not: as long as it sends to a service now and then, it is one flow, and stays with
-/// its backend.
+/// given nobody else's answers. One that is connected elsewhere, or was without us, is therefore left to packets. Of one that is not
+/// connected: as long as it sends to a service now and then, it is one flow, and stays with its backend.
 pub(crate) struct Sendmsg;
 
 impl Call for Sendmsg {
@@ -264,12 +279,17 @@ impl Call for Sendmsg {
         let is_to_it = |known: &Translation| {
             known.family == F::NUMBER && known.service_port == key.port && known.service_address == address
         };
-        if let Some(connected) = maps::connected(named.context())
-            && is_to_it(connected)
-            && maps::is_current(connected.backend, connected.generation)
-        {
-            go_to(named, connected.backend_address, connected.backend_port);
-            return Ok(());
+        if named.is_connected() == Some(true) {
+            if let Some(connected) = maps::connected(named.context())
+                && is_to_it(connected)
+                && maps::is_current(connected.backend, connected.generation)
+            {
+                go_to(named, connected.backend_address, connected.backend_port);
+                return Ok(());
+            }
+            if has_packets(namespace) {
+                return Err(PassReason::NotService.into());
+            }
         }
         if let Some(datagrams) = maps::datagrams(named.context()) {
             let turn = next_turn(datagrams);
@@ -333,7 +353,7 @@ fn is_node_port<F: FamilyMaps>(key: &ServiceKey<F::Address>, has_all: bool) -> b
 }
 
 /// The kernel tells whom a datagram came from, or whom a socket is connected to: the service in place of its backend, so that a process is
-/// shown what it asked for. It can't fail.
+/// shown what it asked for. What a UDP socket was before it was connected, or while it was, is no more. It can't fail.
 pub(crate) struct Show;
 
 impl Call for Show {
@@ -348,10 +368,15 @@ impl Call for Show {
 fn show<F: FamilyMaps, N: Named<F::Address>>(named: &N) {
     let (address, port) = (named.address().to_words(), named.port());
     let is_from = |it: &Translation| it.family == F::NUMBER && it.backend_port == port && it.backend_address == address;
-    if let Some(connected) = maps::connected(named.context())
+    let is_connected = named.is_connected();
+    if is_connected != Some(false)
+        && let Some(connected) = maps::connected(named.context())
         && is_from(connected)
     {
         return come_from(named, connected);
+    }
+    if is_connected == Some(true) {
+        return;
     }
     let Some(datagrams) = maps::datagrams(named.context()) else { return };
     // One backend may be that of two services: then it answers the one that was sent to last.

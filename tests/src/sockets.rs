@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    os::fd::AsRawFd as _,
 };
 
 use crate::{
@@ -64,6 +65,14 @@ impl Datagrams {
     /// Connects it.
     pub fn connect(&self, to: impl std::net::ToSocketAddrs) -> io::Result<()> {
         self.socket.connect(address(to))
+    }
+
+    /// Ends that it is connected.
+    pub fn disconnect(&self) -> io::Result<()> {
+        let nobody = libc::sockaddr { sa_family: libc::AF_UNSPEC as u16, sa_data: [0; 14] };
+        // SAFETY: The kernel reads an address of this length.
+        let result = unsafe { libc::connect(self.socket.as_raw_fd(), &raw const nobody, size_of_val(&nobody) as u32) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     /// Whom the process is shown as its peer.

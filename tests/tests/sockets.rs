@@ -177,6 +177,26 @@ fn a_udp_socket_may_be_connected_elsewhere() {
     }
 }
 
+#[test]
+fn what_a_udp_socket_was_connected_to_is_not_shown_once_it_is_not_and_the_other_way_round() {
+    let cluster = cluster();
+    let _servers = serve(&cluster);
+    let pod = cluster.pod(2, 1);
+    let _agent = Agent::start_on(cluster.node(1), &file([1, 2].map(|k| Service::new(k).endpoint(pod))), &[]);
+    for (first, second, straight) in [
+        (vips(1)[0], vips(2)[0], SocketAddr::from((pod.v4(), TARGET_PORT))),
+        (vips(1)[1], vips(2)[1], SocketAddr::from((pod.v6(), TARGET_PORT))),
+    ] {
+        let socket = cluster.node(1).host().datagrams(first.ip());
+        socket.connect(first).unwrap();
+        assert_eq!(socket.ask_peer().unwrap(), pod.name());
+        socket.disconnect().unwrap();
+        assert_eq!(socket.ask(second).unwrap(), pod.name());
+        socket.connect(straight).unwrap();
+        assert_eq!((socket.peer().unwrap(), socket.ask_peer().unwrap()), (straight, pod.name().to_owned()));
+    }
+}
+
 /// It is given nobody else's answers.
 #[test]
 fn a_udp_socket_that_is_connected_stays_with_its_backend_when_it_names_the_service() {
@@ -542,6 +562,8 @@ fn connected_sockets_of_udp_are_left_to_packets_where_none_can_be_ended() {
         let socket = node.host().datagrams(to.ip());
         socket.connect(to).unwrap();
         assert_eq!((socket.peer().unwrap(), socket.ask_peer().unwrap()), (to, first.name().to_owned()));
+        // It is connected to the service itself: a backend's answers would not be its peer's.
+        assert_eq!(socket.ask(to).unwrap(), first.name());
         assert_eq!(answers(node.host(), to), names([first]));
         socket
     });

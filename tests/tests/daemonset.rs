@@ -75,7 +75,9 @@ impl World {
     }
 
     fn run(&self, more: &[&str], without: &[&str]) -> Container {
-        self.pod.run(self.lab.lb().namespace(), NODE, &self.server.url(), more, without)
+        // The lab's veth pairs are made to be cards.
+        let more = [&["--xdp=native"], more].concat();
+        self.pod.run(self.lab.lb().namespace(), NODE, &self.server.url(), &more, without)
     }
 
     /// What the kubelet would see at the address of a probe.

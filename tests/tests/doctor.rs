@@ -214,5 +214,5 @@ fn a_kube_proxy_that_runs_is_found() {
     says(&checks, ["kube-proxy", "", "warning", &format!("process {}", kube_proxy.id())]);
     says(&elsewhere, ["kube-proxy", "", "ok", "no kube-proxy runs"]);
     says(&checks, ["ipvs", "", "ok", "no virtual services"]);
-    says(&checks, ["interface", "", "problem", "no interface but loopback is up"]);
+    says(&checks, ["interface", "", "problem", "no interface but loopback, and those of pods, is up"]);
 }

@@ -29,7 +29,7 @@ use crate::{
         report::AuditReport,
         server::{BindError, Query, Server},
     },
-    cleanup,
+    cleanup::{self, CleanupError},
     dataplane::{
         DataplaneError, SizeOptions, Sizes,
         collect::{Collector, Progress},
@@ -37,7 +37,7 @@ use crate::{
         tables::{Drift, Tables, Wait},
     },
     describe, doctor,
-    network::{Change, Network, NetworkError, PodDevice, Roles, name_of},
+    network::{Change, Network, NetworkError, PodDevice, Roles, canonical_name, name_of},
     observe::{
         http::{self, HealthChecks, Listen, ListenError},
         metrics::Metrics,
@@ -107,6 +107,9 @@ pub enum AgentError {
     /// What outlives the agent could not be taken over, or removed.
     #[error(transparent)]
     Pins(#[from] PinsError),
+    /// Something is left of it.
+    #[error(transparent)]
+    Cleanup(#[from] CleanupError),
     /// Signals can't be received.
     #[error("signal handlers could not be set up")]
     Signals(#[source] std::io::Error),
@@ -154,6 +157,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     if options.must_listen {
         http::expect_free([(http::METRICS_FLAG, options.metrics), (http::HEALTH_FLAG, options.health)]).await?;
     }
+    cleanup::expect_pins(&options.bpffs, &options.admin)?;
     let is_there = follow_source(&options, reload_receiver, update_sender);
     let pins = take_pins(&options.bpffs, &mut signals).await?;
     let Some(pins) = pins else { return Ok(()) };
@@ -163,7 +167,9 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let (bpffs, admin) = (options.bpffs.clone(), options.admin.clone());
     let mut agent = match Agent::start(options, pins, first).await {
         Err(error) if are_new => {
-            cleanup::clean_up(&bpffs, &admin).await?;
+            if let Err(left) = cleanup::clean_up(&bpffs, &admin).await {
+                warn!(error = describe(&left), "not all of what was begun is taken back");
+            }
             return Err(error);
         }
         started => started?,
@@ -591,13 +597,12 @@ impl Agent {
     }
 }
 
-/// The names by which the kernel tells of interfaces, each once: they may have been given by other names of theirs. One that
+/// The names by which the kernel tells of interfaces, each once. One that
 /// is not there is an error, unless it may be missing.
 fn canonical(interfaces: &[String], may_be_missing: bool) -> Result<Vec<String>, DataplaneError> {
     let mut names = Vec::new();
     for interface in interfaces {
-        let index = nix::net::if_::if_nametoindex(interface.as_str()).ok();
-        let name = index.and_then(name_of).or_else(|| may_be_missing.then(|| interface.clone()));
+        let name = canonical_name(interface).or_else(|| may_be_missing.then(|| interface.clone()));
         let name = name.ok_or_else(|| DataplaneError::NoInterface { interface: interface.clone() })?;
         if !names.contains(&name) {
             names.push(name);

@@ -2,39 +2,68 @@
 
 use std::path::{Path, PathBuf};
 
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::{
-    dataplane::kernel::{self, PinsError},
-    network,
-    sysctl::Sysctls,
+    dataplane::kernel::{self, DEFAULT_PINS, PinsError},
+    describe, network,
+    sysctl::{PutBack, Sysctls},
 };
+
+/// Why something of wharf is left.
+#[derive(Debug, thiserror::Error)]
+pub enum CleanupError {
+    /// Its pins are.
+    #[error(transparent)]
+    Pins(#[from] PinsError),
+    /// Settings of the host are.
+    #[error(
+        "not all that was changed on this host could be put back (the warnings above say what, and why); it stays on record, and \
+         `wharf cleanup` as root tries again"
+    )]
+    Host,
+}
 
 /// Takes away what agents of this network namespace left: their programs, their tables with all flows, and their changes to
 /// the host. Nobody may be running. Says whether there was anything.
-pub async fn clean_up(bpffs: &Path, admin: &Path) -> Result<bool, PinsError> {
+pub async fn clean_up(bpffs: &Path, admin: &Path) -> Result<bool, CleanupError> {
     let had_pins = kernel::remove_pins(bpffs)?;
     kernel::remove_filters();
     let mut sysctls = Sysctls::open(&record(admin)?);
-    for interface in sysctls.qdiscs() {
-        if let Err(error) = network::remove_empty_clsact(*interface).await {
+    let mut gone = Vec::new();
+    for &interface in sysctls.qdiscs() {
+        match network::remove_empty_clsact(interface).await {
+            Err(error) if error.is_forbidden() => {
+                warn!(error = describe(&error), "cannot remove the clsact qdisc of interface {interface}");
+                continue;
+            }
             // Most often the interface is gone.
-            debug!(%error, "cannot remove the clsact qdisc of interface {interface}");
+            Err(error) => debug!(%error, "cannot remove the clsact qdisc of interface {interface}"),
+            Ok(()) => {}
         }
+        gone.push(interface);
     }
-    let had_changes = sysctls.put_back();
-    if had_pins || had_changes {
+    sysctls.forget_qdiscs(&gone);
+    let PutBack { had_anything, is_left } = sysctls.put_back();
+    if is_left {
+        return Err(CleanupError::Host);
+    }
+    let had_anything = had_anything || !gone.is_empty() || had_pins;
+    if had_anything {
         info!("nothing of wharf is left in this network namespace");
     }
-    Ok(had_pins || had_changes)
+    Ok(had_anything)
 }
 
-/// Expects that nothing is pinned elsewhere: without it, half of what agents left would be taken away.
+/// Expects that nothing is pinned elsewhere: an agent would balance beside that, and of what agents left half would be taken away.
 pub fn expect_pins(bpffs: &Path, admin: &Path) -> Result<(), PinsError> {
-    match Sysctls::open(&record(admin)?).pins() {
-        Some(pins) if pins != bpffs && pins.exists() => Err(PinsError::Elsewhere(pins.to_owned())),
-        _ => Ok(()),
+    let sysctls = Sysctls::open(&record(admin)?);
+    for place in sysctls.pins().into_iter().chain([Path::new(DEFAULT_PINS)]) {
+        if place != bpffs && kernel::has_pins(place)? {
+            return Err(PinsError::Elsewhere(place.to_owned()));
+        }
     }
+    Ok(())
 }
 
 /// The file in which the changes to the host are on record: beside the admin socket, one for each network namespace.

@@ -18,7 +18,7 @@ use serde::Serialize;
 pub(crate) use self::conflicts::{kube_proxies, where_kube_proxy_runs};
 use crate::{
     dataplane::kernel::XdpMode,
-    network::{NetworkError, PodInterfaces, Roles, survey::Survey},
+    network::{NetworkError, PodInterfaces, Roles, canonical_name, survey::Survey},
 };
 
 /// What `wharf run` would be told.
@@ -121,7 +121,7 @@ impl Check {
 /// Looks at everything. Has to be called inside a tokio runtime.
 pub async fn examine(options: &Options) -> Result<Vec<Check>, NetworkError> {
     let mut roles = Roles {
-        uplinks: options.interfaces.clone(),
+        uplinks: options.interfaces.iter().map(|it| canonical_name(it).unwrap_or_else(|| it.clone())).collect(),
         pod_interfaces: options.pod_interfaces.clone(),
         ..Roles::default()
     };

@@ -119,6 +119,16 @@ pub enum NetworkError {
     },
 }
 
+impl NetworkError {
+    /// Whether this process may not do it.
+    pub fn is_forbidden(&self) -> bool {
+        match self {
+            Self::Qdisc(rtnetlink::Error::NetlinkError(error)) => error.raw_code() == -libc::EPERM,
+            _ => false,
+        }
+    }
+}
+
 impl Network {
     /// Begins to follow, and looks around. Has to be called inside a tokio runtime.
     pub async fn follow(roles: Roles) -> Result<Self, NetworkError> {
@@ -317,6 +327,11 @@ pub(crate) fn name_of(index: u32) -> Option<String> {
     let name = nix::net::if_::if_indextoname(index).ok()?.into_string().ok()?;
     // Nothing is what there is of a number that no interface has.
     (!name.is_empty()).then_some(name)
+}
+
+/// The name by which the kernel tells of an interface, which may have been given by another one of its own.
+pub(crate) fn canonical_name(interface: &str) -> Option<String> {
+    nix::net::if_::if_nametoindex(interface).ok().and_then(name_of)
 }
 
 /// Removes the clsact qdisc of an interface, if nobody has a filter there.

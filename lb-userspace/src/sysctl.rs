@@ -26,6 +26,15 @@ pub struct Sysctls {
     record: Record,
 }
 
+/// What became of what was changed on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PutBack {
+    /// Whether there was anything.
+    pub had_anything: bool,
+    /// Whether some of it could not be put back.
+    pub is_left: bool,
+}
+
 /// Ports that the kernel gives to no connection by itself; the rest are numbers and ranges as [`Ports`] reads them.
 const RESERVED_PORTS: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 /// The first and the last port that the kernel gives to connections by itself.
@@ -62,24 +71,39 @@ impl Sysctls {
         self.record.qdiscs()
     }
 
-    /// Puts everything back. Says whether there was anything.
-    pub fn put_back(&mut self) -> bool {
-        let had = !self.record.is_empty();
+    /// Notes that these interfaces have no clsact qdisc of ours any more.
+    pub fn forget_qdiscs(&mut self, gone: &[u32]) {
+        self.record.forget_qdiscs(gone);
+    }
+
+    /// Puts everything back. Says whether there was anything, and whether some of it is left: that stays on record.
+    pub fn put_back(&mut self) -> PutBack {
+        let had_anything = !self.record.is_empty();
         self.release();
-        self.record.take_gro(|_| false).into_iter().for_each(gro::switch_off);
+        self.switch_gro_off(|_| false);
         // What somebody else has set meanwhile is theirs. One that is put back may change others: so all are looked at first.
         let is_ours = |setting: &Setting| read(&setting.path).is_ok_and(|now| now == setting.ours);
         let settings: Vec<_> = self.record.take_settings().filter(is_ours).collect();
-        for Setting { path, before, .. } in settings {
-            match write(&path, &before) {
+        let mut left = Vec::new();
+        for setting in settings {
+            let Setting { path, before, .. } = &setting;
+            match write(path, before) {
                 Ok(()) => info!("set {} back to {before}", path.display()),
                 // An interface that is gone took its settings along.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => warn!(%error, "cannot set {} back to {before}", path.display()),
+                Err(error) => {
+                    warn!(%error, "cannot set {} back to {before}", path.display());
+                    left.push(setting);
+                }
             }
         }
-        self.record.clear();
-        had
+        left.into_iter().rev().for_each(|setting| self.record.note(setting));
+        if self.record.is_empty() {
+            self.record.clear();
+        } else {
+            self.record.write();
+        }
+        PutBack { had_anything, is_left: !self.record.is_empty() }
     }
 
     /// Makes the interfaces forward, and take back from us what is sent from our own address.
@@ -107,9 +131,7 @@ impl Sysctls {
     /// Has segments put together that come in by these interfaces, which are veth devices with our program in their driver, and
     /// no more by others of which a former agent had that.
     pub fn put_segments_together(&mut self, interfaces: &[u32]) {
-        let others = self.record.take_gro(|interface| interfaces.contains(&interface));
-        if !others.is_empty() {
-            others.into_iter().for_each(gro::switch_off);
+        if self.switch_gro_off(|interface| interfaces.contains(&interface)) {
             self.record.write();
         }
         for &interface in interfaces {
@@ -118,6 +140,15 @@ impl Sysctls {
                 self.record.write();
             });
         }
+    }
+
+    /// Switches GRO off again where it is on by us, but where it is to stay. Says whether there was any such place.
+    fn switch_gro_off(&mut self, stays: impl Fn(u32) -> bool) -> bool {
+        let others = self.record.take_gro(stays);
+        for interface in others.iter().copied().filter(|&interface| !gro::switch_off(interface)) {
+            self.record.note_gro(interface);
+        }
+        !others.is_empty()
     }
 
     /// Keeps the source ports of flows free of the host's own connections, which otherwise could take one and lose what
@@ -186,8 +217,9 @@ impl Sysctls {
         let path = Path::new(RESERVED_PORTS);
         let left = reserved().map(|ports| ports.without(ours));
         // Nothing at all would not be written.
-        if let Err(error) = left.and_then(|left| write(path, &format!("{left}\n"))) {
-            warn!(%error, "cannot take {ours} out of {RESERVED_PORTS} again");
+        match left.and_then(|left| write(path, &format!("{left}\n"))) {
+            Ok(()) => self.record.note_reserved(Ports::default()),
+            Err(error) => warn!(%error, "cannot take {ours} out of {RESERVED_PORTS} again"),
         }
     }
 
@@ -256,4 +288,29 @@ fn write(path: &Path, value: &str) -> io::Result<()> {
 /// What a setting is.
 pub(crate) fn read(path: &Path) -> io::Result<String> {
     Ok(fs::read_to_string(path)?.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_not_be_put_back_stays_on_record() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, ours) = (directory.path().join("netns-1.json"), directory.path().join("setting"));
+        fs::write(&ours, "1").unwrap();
+        // Nobody may write to this one, not even root.
+        let closed = Path::new("/proc/sys/kernel/osrelease");
+        let mut record = Record::read(&file);
+        for path in [&ours, closed] {
+            record.note(Setting { path: path.to_owned(), before: "0".to_owned(), ours: read(path).unwrap() });
+        }
+        record.write();
+        for _ in 0..2 {
+            assert_eq!(Sysctls::open(&file).put_back(), PutBack { had_anything: true, is_left: true });
+            assert_eq!(read(&ours).unwrap(), "0");
+        }
+        let left: Vec<_> = Record::read(&file).take_settings().map(|setting| setting.path).collect();
+        assert_eq!(left, [closed]);
+    }
 }

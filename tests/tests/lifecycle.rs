@@ -389,6 +389,26 @@ fn cleanup_names_the_place_where_the_agent_had_its_pins() {
     lab.lb().assert_no_programs();
 }
 
+/// It would balance beside what the last one has left, which nobody keeps up to date.
+#[test]
+fn an_agent_that_is_to_have_its_pins_elsewhere_is_refused() {
+    let (lab, bpffs) = (lab(), Bpffs::mount());
+    let there = bpffs.argument();
+    let (usual, there): ([&str; 0], _) = ([], [there.as_str()]);
+    for (first, second) in [(&usual[..], &there[..]), (&there, &usual)] {
+        let mut agent = Agent::start(&lab, &web(lab.backends()), first);
+        agent.signal(Signal::SIGTERM);
+        agent.wait();
+        let before = (lab.lb().programs(), settings(lab.lb()));
+        let mut another = agent.launch_another(&lab, second);
+        assert_eq!(another.wait().code(), Some(1));
+        assert!(another.log().contains("the last wharf has its pins in"), "{}", another.log());
+        assert_eq!((lab.lb().programs(), settings(lab.lb())), before);
+        let output = lab.lb().namespace().run(|| agent.cli(&[&["cleanup"][..], first].concat()));
+        assert!(output.status.success(), "{output:?}");
+    }
+}
+
 #[test]
 fn what_can_not_be_pinned_is_said_and_pinned_later() {
     let (lab, bpffs) = (lab(), Bpffs::mount());

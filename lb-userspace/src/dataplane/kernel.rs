@@ -43,7 +43,7 @@ use self::attach::Attachments;
 pub use self::{
     attach::{Attachment, LOOPBACK, TcMode, XdpMode, remove_filters},
     links::ReplaceError,
-    pins::{DEFAULT as DEFAULT_PINS, Pins, PinsError, namespace, remove_pins},
+    pins::{DEFAULT as DEFAULT_PINS, Pins, PinsError, has_pins, namespace, remove_pins},
     programs::{Hook, Origin, Runner, TestRun},
     shape::{Shape, pinned_sizes},
     sockets::{ControlGroup, Ended, MissingHook, SocketHook, SocketMode, SocketSettings, Watched},

@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::unistd::{AccessFlags, access};
+use nix::{
+    errno::Errno,
+    unistd::{AccessFlags, access},
+};
 
 use super::Check;
 use crate::{
@@ -22,7 +25,7 @@ pub(super) struct Facts {
     /// What the root of all control groups is called, if it is found.
     cgroup: Result<String, CgroupError>,
     /// Whether this process may make something where things are to be pinned, or in the nearest directory that is there.
-    is_writable: bool,
+    writing: nix::Result<()>,
 }
 
 impl Facts {
@@ -32,7 +35,7 @@ impl Facts {
             bpffs: bpffs.to_owned(),
             mounts: mounts::list(),
             cgroup: Root::find().map(|root| root.name()),
-            is_writable: access(nearest, AccessFlags::W_OK).is_ok(),
+            writing: access(nearest, AccessFlags::W_OK),
         }
     }
 }
@@ -55,14 +58,20 @@ fn bpffs(facts: &Facts, mounts: &[Mount]) -> Check {
     match holds.max_by_key(|mount| mount.at.components().count()) {
         Some(Mount { at, kind }) if kind == "bpf" => {
             let at = at.display();
-            if facts.is_writable {
-                Check::ok(NAME, format!("{path} lies in the BPF file system at {at}, and is writable"))
-            } else {
-                let found = format!("{path} lies in the BPF file system at {at}, but this process may not write there");
-                let remedy = format!(
-                    "run wharf as root, or let its user write there; if it is mounted read-only, mount -o remount,rw {at}"
-                );
-                Check::warning(NAME, found, remedy)
+            match facts.writing {
+                Ok(()) => Check::ok(NAME, format!("{path} lies in the BPF file system at {at}, and is writable")),
+                Err(Errno::EROFS) => Check::problem(
+                    NAME,
+                    format!(
+                        "{path} lies in the BPF file system at {at}, which is mounted read-only: wharf run waits until it is not"
+                    ),
+                    format!("mount -o remount,rw {at}"),
+                ),
+                Err(_) => Check::warning(
+                    NAME,
+                    format!("{path} lies in the BPF file system at {at}, but this process may not write there"),
+                    "run wharf as root, or let its user write there",
+                ),
             }
         }
         _ => {
@@ -112,10 +121,10 @@ mod tests {
         cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
 
     #[track_caller]
-    fn says(bpffs: &str, text: &str, is_writable: bool, expected: [(Verdict, &str); 2]) {
+    fn says(bpffs: &str, text: &str, writing: nix::Result<()>, expected: [(Verdict, &str); 2]) {
         let cgroup =
             if text.is_empty() { Err(CgroupError::NotMounted) } else { Ok("/sys/fs/cgroup/unified".to_owned()) };
-        let checks = checks(&Facts { bpffs: bpffs.into(), mounts: Ok(mounts::parse(text)), cgroup, is_writable });
+        let checks = checks(&Facts { bpffs: bpffs.into(), mounts: Ok(mounts::parse(text)), cgroup, writing });
         for (check, (verdict, words)) in checks.iter().zip(expected) {
             assert_eq!(check.verdict, verdict, "{check:?}");
             assert!(check.found.contains(words), "{check:?}");
@@ -125,26 +134,27 @@ mod tests {
     #[test]
     fn what_is_mounted_is_found_in_hybrid_hierarchies_too() {
         let cgroup = (Verdict::Ok, "/sys/fs/cgroup/unified");
-        says("/sys/fs/bpf/wharf", HYBRID, true, [(Verdict::Ok, "writable"), cgroup]);
-        says("/sys/fs/bpf/wharf", HYBRID, false, [(Verdict::Warning, "may not write"), cgroup]);
-        says("/run/wharf/bpf", HYBRID, true, [(Verdict::Problem, "no BPF file system"), cgroup]);
+        says("/sys/fs/bpf/wharf", HYBRID, Ok(()), [(Verdict::Ok, "writable"), cgroup]);
+        says("/sys/fs/bpf/wharf", HYBRID, Err(Errno::EACCES), [(Verdict::Warning, "may not write"), cgroup]);
+        says("/sys/fs/bpf/wharf", HYBRID, Err(Errno::EROFS), [(Verdict::Problem, "read-only"), cgroup]);
+        says("/run/wharf/bpf", HYBRID, Ok(()), [(Verdict::Problem, "no BPF file system"), cgroup]);
         says(
             "/run/a b/c",
             &format!("{HYBRID}none /run/a\\040b bpf rw 0 0\n"),
-            true,
+            Ok(()),
             [(Verdict::Ok, "/run/a b"), cgroup],
         );
     }
 
     #[test]
     fn what_is_not_mounted_is_missed() {
-        says("/sys/fs/bpf", "", true, [(Verdict::Note, "no BPF file system"), (Verdict::Note, "no cgroup v2")]);
+        says("/sys/fs/bpf", "", Ok(()), [(Verdict::Note, "no BPF file system"), (Verdict::Note, "no cgroup v2")]);
         let error = || io::Error::from_raw_os_error(libc::ENOENT);
         let hidden = Facts {
             bpffs: "/sys/fs/bpf".into(),
             mounts: Err(error()),
             cgroup: Err(CgroupError::Refused { path: mounts::PATH.into(), source: error() }),
-            is_writable: true,
+            writing: Ok(()),
         };
         assert!(checks(&hidden).iter().all(|check| check.verdict == Verdict::Unknown));
     }

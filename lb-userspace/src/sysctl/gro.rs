@@ -34,15 +34,19 @@ pub(super) fn switch_on(interface: u32, note: impl FnOnce()) {
     }
 }
 
-/// Switches it off again.
-pub(super) fn switch_off(interface: u32) {
+/// Switches it off again. Says whether it is off.
+pub(super) fn switch_off(interface: u32) -> bool {
     let name = shown(interface);
     match set(interface, false) {
         Ok(()) => info!("switched GRO off again at {name}"),
         // It took its setting along.
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
-        Err(error) => warn!(%error, "cannot switch GRO off again at {name}; ethtool -K {name} gro off"),
+        Err(error) => {
+            warn!(%error, "cannot switch GRO off again at {name}; ethtool -K {name} gro off");
+            return false;
+        }
     }
+    true
 }
 
 fn is_on(interface: u32) -> io::Result<bool> {

@@ -74,6 +74,10 @@ impl Record {
         self.qdiscs.extend(interfaces);
     }
 
+    pub(super) fn forget_qdiscs(&mut self, gone: &[u32]) {
+        self.qdiscs.retain(|interface| !gone.contains(interface));
+    }
+
     /// Says whether that is news.
     pub(super) fn note_pins(&mut self, pins: Option<&Path>) -> bool {
         let is_news = self.pins.as_deref() != pins;

@@ -202,6 +202,13 @@ impl Pins {
     }
 }
 
+/// Whether agents of this network namespace have left pins at a place.
+pub fn has_pins(bpffs: &Path) -> Result<bool, PinsError> {
+    let Some(root) = existing(bpffs) else { return Ok(false) };
+    let namespace = namespace()?;
+    Ok(entries(&root).any(|version| root.join(version).join(&namespace).exists()))
+}
+
 /// Removes the pins of this network namespace and of those that are gone. Says whether there were any.
 pub fn remove_pins(bpffs: &Path) -> Result<bool, PinsError> {
     let Some(root) = existing(bpffs) else { return Ok(false) };

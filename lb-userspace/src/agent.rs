@@ -157,7 +157,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     if options.must_listen {
         http::expect_free([(http::METRICS_FLAG, options.metrics), (http::HEALTH_FLAG, options.health)]).await?;
     }
-    cleanup::expect_pins(&options.bpffs, &options.admin)?;
+    cleanup::expect_pins(&options.bpffs, &options.admin, Some(Path::new(DEFAULT_PINS)))?;
     let is_there = follow_source(&options, reload_receiver, update_sender);
     let pins = take_pins(&options.bpffs, &mut signals).await?;
     let Some(pins) = pins else { return Ok(()) };
@@ -422,8 +422,7 @@ impl Agent {
             None => 0,
         };
         first.iter().flat_map(|first| &first.warnings).for_each(|warning| warn!("{warning}"));
-        // What goes on without this agent sends by no uplink that has lost its XDP.
-        agent.attach(has_former).inspect_err(|_| agent.choose_addresses())?;
+        agent.attach(has_former).inspect_err(|_| agent.leave_addresses())?;
         agent.choose_addresses();
         agent.reclaim();
         if addresses.values().all(|known| known.v4.is_none() && known.v6.is_none()) {
@@ -456,7 +455,7 @@ impl Agent {
             }
             Event::Tick => {
                 self.confirm_neighbours().await;
-                self.attach_lost();
+                self.attach_lost().await;
                 self.pin_again();
                 self.apply_waiting();
                 self.exempt_sockets();
@@ -537,6 +536,26 @@ impl Agent {
             error!(error = describe(&error), "the interfaces' addresses could not be set");
         }
         // Flows that have their next hops already have them by ways that may be no good any more.
+        kernel.begin_epoch();
+    }
+
+    /// What goes on without this agent sends by no uplink that has lost its XDP; all else is as the former agent left it.
+    fn leave_addresses(&mut self) {
+        let kernel = self.tables.dataplane_mut();
+        let mut addresses = kernel.addresses().clone();
+        for uplink in
+            self.options.roles.uplinks.iter().filter_map(|name| nix::net::if_::if_nametoindex(name.as_str()).ok())
+        {
+            if let Some(known) = addresses.get_mut(&uplink) {
+                known.is_attached &= kernel.still_sends_by(uplink);
+            }
+        }
+        if addresses == *kernel.addresses() {
+            return;
+        }
+        if let Err(error) = kernel.set_addresses(&addresses) {
+            error!(error = describe(&error), "the interfaces' addresses could not be set");
+        }
         kernel.begin_epoch();
     }
 

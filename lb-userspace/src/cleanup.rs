@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use tracing::{debug, info, warn};
 
 use crate::{
-    dataplane::kernel::{self, DEFAULT_PINS, PinsError},
+    dataplane::kernel::{self, PinsError},
     describe, network,
     sysctl::{PutBack, Sysctls},
 };
@@ -55,11 +55,12 @@ pub async fn clean_up(bpffs: &Path, admin: &Path) -> Result<bool, CleanupError> 
     Ok(had_anything)
 }
 
-/// Expects that nothing is pinned elsewhere: an agent would balance beside that, and of what agents left half would be taken away.
-pub fn expect_pins(bpffs: &Path, admin: &Path) -> Result<(), PinsError> {
+/// Expects that nothing is pinned elsewhere: where the last agent had its pins, and where they usually are, if that is asked for. An agent
+/// would balance beside them, and of what agents left half would be taken away.
+pub fn expect_pins(bpffs: &Path, admin: &Path, usual: Option<&Path>) -> Result<(), PinsError> {
     let sysctls = Sysctls::open(&record(admin)?);
-    for place in sysctls.pins().into_iter().chain([Path::new(DEFAULT_PINS)]) {
-        if place != bpffs && kernel::has_pins(place)? {
+    for place in sysctls.pins().into_iter().chain(usual) {
+        if !kernel::is_same_place(place, bpffs) && kernel::has_pins(place)? {
             return Err(PinsError::Elsewhere(place.to_owned()));
         }
     }

@@ -185,6 +185,7 @@ impl Network {
     pub async fn look(&mut self) -> Result<(), NetworkError> {
         self.listing.links = listing::links(&self.handle).await?;
         self.listing.addresses = listing::addresses(&self.handle).await?;
+        listing::note_subnets(&mut self.listing.links, &self.listing.addresses);
         self.pod_facing = self.roles.pod_facing(&self.listing.links);
         // A router may have a million routes, but no pods.
         self.listing.routes =

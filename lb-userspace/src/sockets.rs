@@ -246,7 +246,7 @@ fn namespaces() -> io::Result<impl Iterator<Item = PathBuf>> {
 /// The network namespaces of all threads, and those that are mounted somewhere, as process 1 sees it: nothing else may hold one.
 fn hidden_namespaces() -> io::Result<impl Iterator<Item = PathBuf>> {
     let threads = processes()?.flat_map(|process| fs::read_dir(process.join("task"))).flatten().flatten();
-    let mounted = mounted_namespaces(&fs::read_to_string("/proc/1/mountinfo")?);
+    let mounted = mounted_namespaces(&String::from_utf8_lossy(&fs::read("/proc/1/mountinfo")?));
     // Another mount may lie over one. Where process 1 is closed to us, its root is ours as a rule.
     let mounted = mounted.into_iter().filter_map(|(place, number)| {
         let candidates = ["/proc/1/root", "/"].map(|root| Path::new(root).join(&place));

@@ -89,8 +89,9 @@ impl Sysctls {
             let Setting { path, before, .. } = &setting;
             match write(path, before) {
                 Ok(()) => info!("set {} back to {before}", path.display()),
-                // An interface that is gone took its settings along.
+                // An interface that is gone took its settings along. Some are noted that may change with others, and did not.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(_) if read(path).is_ok_and(|now| now == *before) => {}
                 Err(error) => {
                     warn!(%error, "cannot set {} back to {before}", path.display());
                     left.push(setting);
@@ -215,9 +216,15 @@ impl Sysctls {
             return;
         }
         let path = Path::new(RESERVED_PORTS);
-        let left = reserved().map(|ports| ports.without(ours));
-        // Nothing at all would not be written.
-        match left.and_then(|left| write(path, &format!("{left}\n"))) {
+        let released = reserved().and_then(|now| {
+            // Somebody else may have done so, or they could not be reserved.
+            if now.common(ours).is_empty() {
+                return Ok(());
+            }
+            // Nothing at all would not be written.
+            write(path, &format!("{}\n", now.without(ours)))
+        });
+        match released {
             Ok(()) => self.record.note_reserved(Ports::default()),
             Err(error) => warn!(%error, "cannot take {ours} out of {RESERVED_PORTS} again"),
         }

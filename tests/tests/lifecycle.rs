@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{Ipv4Addr, SocketAddr},
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -318,15 +319,19 @@ fn an_agent_that_is_refused_its_mode_leaves_traffic_as_it_was() {
     let _servers = lab.serve(8080);
     // A veth takes no XDP program in the driver while its other end may send more than a page.
     lab.client().namespace().ip("link set eth0 mtu 9000");
-    let mut agent = Agent::start(&lab, &web(lab.backends()), &["--xdp", "generic"]);
+    lab.lb().namespace().ip("route add default via 10.1.0.2\nroute add default via fd00:1::2");
+    let mut agent = Agent::start(&lab, &web(lab.backends()), &["--xdp", "generic", "--socket-lb", "off"]);
     let load = Load::begin(lab.client(), vips(1));
     thread::sleep(MOMENT);
     agent.signal(Signal::SIGTERM);
     agent.wait();
     for _ in 0..2 {
-        let mut refused = agent.launch_another(&lab, &["--xdp", "native"]);
+        let mut refused = agent.launch_another(&lab, &["--xdp", "native", "--socket-lb", "off"]);
         assert_eq!(refused.wait().code(), Some(1));
         assert!(refused.log().contains("native XDP could not be attached"), "{}", refused.log());
+        for vip in vips(1) {
+            assert!(lab.lb().get_many(vip, 3, 1).errors.is_empty(), "processes of the node are balanced by packets");
+        }
         thread::sleep(MOMENT);
     }
     let another = agent.launch_another(&lab, &["--xdp", "generic"]).ready();
@@ -407,6 +412,14 @@ fn an_agent_that_is_to_have_its_pins_elsewhere_is_refused() {
         let output = lab.lb().namespace().run(|| agent.cli(&[&["cleanup"][..], first].concat()));
         assert!(output.status.success(), "{output:?}");
     }
+    // By another name it is the same place.
+    let directory = tempfile::tempdir().unwrap();
+    symlink(bpffs.0.path(), directory.path().join("link")).unwrap();
+    let mut agent = Agent::start(&lab, &web(lab.backends()), &there);
+    agent.signal(Signal::SIGTERM);
+    agent.wait();
+    let by_link = format!("--bpffs={}", directory.path().join("link/wharf").display());
+    agent.launch_another(&lab, &[&by_link]).ready().stop();
 }
 
 #[test]

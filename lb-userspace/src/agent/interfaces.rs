@@ -125,11 +125,9 @@ impl Agent {
     }
 
     /// Tries again to attach to uplinks that are lost: what was in the way may have gone without a change of the network.
-    pub(super) fn attach_lost(&mut self) {
+    pub(super) async fn attach_lost(&mut self) {
         if !self.lost.is_empty() {
-            self.attach_again();
-            self.note_attachments();
-            self.choose_addresses();
+            self.look().await;
         }
     }
 

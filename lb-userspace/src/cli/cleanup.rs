@@ -25,7 +25,7 @@ pub(super) fn run(Args { bpffs, admin }: &Args) -> anyhow::Result<ExitCode> {
     let had_anything = runtime.block_on(async {
         // Held until all is gone, so that no agent starts meanwhile; removed then.
         let _server = admin::server::Server::bind(admin).await?;
-        cleanup::expect_pins(bpffs, admin)?;
+        cleanup::expect_pins(bpffs, admin, None)?;
         anyhow::Ok(cleanup::clean_up(bpffs, admin).await?)
     })?;
     print(if had_anything { "nothing of wharf is left\n" } else { "there was nothing of wharf here\n" })?;

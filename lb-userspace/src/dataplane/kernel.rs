@@ -43,7 +43,7 @@ use self::attach::Attachments;
 pub use self::{
     attach::{Attachment, LOOPBACK, TcMode, XdpMode, remove_filters},
     links::ReplaceError,
-    pins::{DEFAULT as DEFAULT_PINS, Pins, PinsError, has_pins, namespace, remove_pins},
+    pins::{DEFAULT as DEFAULT_PINS, Pins, PinsError, has_pins, is_same_place, namespace, remove_pins},
     programs::{Hook, Origin, Runner, TestRun},
     shape::{Shape, pinned_sizes},
     sockets::{ControlGroup, Ended, MissingHook, SocketHook, SocketMode, SocketSettings, Watched},
@@ -291,6 +291,11 @@ impl Kernel {
         let uplinks = &self.attachments.uplinks;
         let has_xdp = |it: &Attachment| it.xdp() != XdpMode::Off;
         uplinks.values().any(|it| it.index() == index && (has_xdp(it) || !uplinks.values().any(has_xdp)))
+    }
+
+    /// The same where not all is attached to yet: what a former agent attached counts, too.
+    pub fn still_sends_by(&self, index: u32) -> bool {
+        self.attachments.has_xdp(index) || !self.known_addresses.keys().any(|&it| self.attachments.has_xdp(it))
     }
 
     /// Attaches to a pod-facing device of this network namespace.

@@ -1,6 +1,9 @@
 //! What the kernel lists: interfaces, addresses and routes, reduced to what matters here.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use futures::TryStreamExt as _;
 use ipnet::IpNet;
@@ -52,6 +55,8 @@ pub(crate) struct Link {
     pub(crate) peer: Option<u32>,
     /// The XDP program that is attached.
     pub(crate) xdp_program: Option<u32>,
+    /// Whether it has an address of a subnet, of which others may be behind it.
+    pub(crate) has_subnet: bool,
 }
 
 /// An address of an interface.
@@ -69,6 +74,15 @@ pub(super) struct Address {
 pub(super) struct Route {
     pub(super) destination: IpNet,
     pub(super) interface: u32,
+}
+
+/// Notes which interfaces have an address of a subnet: link-local ones say nothing.
+pub(super) fn note_subnets(links: &mut [Link], addresses: &[Address]) {
+    let is_in_subnet = |it: &&Address| !it.stands_alone() && it.scope != AddressScope::Link;
+    let with_subnets: BTreeSet<_> = addresses.iter().filter(is_in_subnet).map(|it| it.interface).collect();
+    for link in links {
+        link.has_subnet = with_subnets.contains(&link.index);
+    }
 }
 
 pub(super) async fn links(handle: &Handle) -> Result<Vec<Link>, NetworkError> {
@@ -123,9 +137,9 @@ impl Link {
         self.kind == Some(InfoKind::Veth)
     }
 
-    /// Whether it is one end of a pair whose other end is in another network namespace, as a pod's is.
-    pub(super) fn leads_elsewhere(&self) -> bool {
-        matches!(self.kind, Some(InfoKind::Veth | InfoKind::Netkit)) && self.peer.is_none()
+    /// Whether it is one end of a pair whose other end is in another network namespace, as a pod's is, and that alone is behind it.
+    pub(super) fn leads_to_pod(&self) -> bool {
+        matches!(self.kind, Some(InfoKind::Veth | InfoKind::Netkit)) && self.peer.is_none() && !self.has_subnet
     }
 
     /// Whether it is one device made of several.
@@ -146,6 +160,7 @@ impl Link {
             port_of: None,
             peer: None,
             xdp_program: None,
+            has_subnet: false,
         };
         let (mut other, mut is_of_another_namespace) = (None, false);
         for attribute in &message.attributes {
@@ -200,6 +215,7 @@ impl Link {
             port_of: None,
             peer: None,
             xdp_program: None,
+            has_subnet: false,
         }
     }
 }

@@ -64,7 +64,7 @@ impl fmt::Display for PodInterfaces {
         match self {
             Self::None => f.write_str("none"),
             Self::Named(_) => write!(f, "those called {}", self.values().join(", ")),
-            Self::ByKind => f.write_str("veth and netkit devices whose other end is in another network namespace"),
+            Self::ByKind => f.write_str("veth and netkit devices whose other end is in another network namespace, without an address of a subnet"),
         }
     }
 }
@@ -108,9 +108,7 @@ impl Roles {
         let is_for_pods = |link: &Link| match &self.pod_interfaces {
             PodInterfaces::None => false,
             PodInterfaces::Named(_) => self.is_named_for_pods(link),
-            PodInterfaces::ByKind => {
-                pod_facing.contains(&link.index) && link.leads_elsewhere() && is_beside_uplinks(link)
-            }
+            PodInterfaces::ByKind => pod_facing.contains(&link.index) && link.leads_to_pod() && is_beside_uplinks(link),
         };
         links
             .iter()

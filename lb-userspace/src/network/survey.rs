@@ -44,9 +44,10 @@ impl Survey {
     pub(crate) async fn take() -> Result<Self, NetworkError> {
         let (connection, handle, _) = new_connection().map_err(NetworkError::Socket)?;
         tokio::spawn(connection);
-        let addresses = listing::addresses(&handle).await?;
+        let (addresses, mut devices) = (listing::addresses(&handle).await?, listing::links(&handle).await?);
+        listing::note_subnets(&mut devices, &addresses);
         Ok(Self {
-            devices: listing::links(&handle).await?,
+            devices,
             addresses: addresses.iter().filter(|it| it.is_source()).map(|it| (it.interface, it.ip)).collect(),
             neighbours: neighbours(&handle).await?,
             handle,

@@ -211,6 +211,14 @@ impl Attachments {
         Ok(self.uplinks.entry(name.to_owned()).or_insert(attachment))
     }
 
+    /// Whether there is XDP of ours on an uplink, or still a former agent's.
+    pub(super) fn has_xdp(&self, index: u32) -> bool {
+        let is_former = |is_generic| self.former.contains_key(&Place::xdp(is_generic, index));
+        self.uplinks.values().any(|it| it.index() == index && it.xdp() != XdpMode::Off)
+            || is_former(true)
+            || is_former(false)
+    }
+
     /// Attaches to a pod-facing device.
     pub(super) fn pod(&mut self, object: &mut Ebpf, name: &str) -> Result<(), DataplaneError> {
         let index = index_of(name)?;

@@ -209,6 +209,12 @@ pub fn has_pins(bpffs: &Path) -> Result<bool, PinsError> {
     Ok(entries(&root).any(|version| root.join(version).join(&namespace).exists()))
 }
 
+/// Whether two names are of one place: by a link, or where the BPF file system is mounted once more.
+pub fn is_same_place(one: &Path, other: &Path) -> bool {
+    let number = |bpffs| existing(bpffs).and_then(|root| fs::metadata(root).ok()).map(|it| (it.dev(), it.ino()));
+    one == other || number(one).is_some_and(|it| Some(it) == number(other))
+}
+
 /// Removes the pins of this network namespace and of those that are gone. Says whether there were any.
 pub fn remove_pins(bpffs: &Path) -> Result<bool, PinsError> {
     let Some(root) = existing(bpffs) else { return Ok(false) };

@@ -89,6 +89,7 @@ fn devices_are_found_by_what_connects_pods() {
         assert_eq!(with(&[Link::of(20, "other", Some(kind))]), [""; 0]);
     }
     assert_eq!(with(&[Link { layer: LinkLayerType::None, ..veth(20, "bare") }]), [""; 0]);
+    assert_eq!(with(&[Link { has_subnet: true, ..veth(20, "card2") }]), [""; 0], "others may be behind it");
 }
 
 #[test]

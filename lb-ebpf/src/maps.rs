@@ -103,8 +103,12 @@ static PENDING4: Flows<Ipv4Be> = LruHashMap::new();
 #[btf_map]
 static PENDING6: Flows<Ipv6Be> = LruHashMap::new();
 
-/// Socket → the service that it is connected to, and the backend that it got. The programs write and read; a miss means: not
-/// connected to a service. It goes with the socket.
+/// TCP socket, by its cookie → the service that it is connected to, and the backend that it got. The programs write and read; a miss
+/// means: not connected to a service, or forgotten. It is removed with the socket, but the kernel does not tell of those of its own.
+#[btf_map]
+static PEERS: LruHashMap<u64, Translation, 1> = LruHashMap::new();
+
+/// UDP socket → the same. A miss means: not connected to a service. It goes with the socket.
 #[btf_map]
 static CONNECTED: SkStorage<Translation> = SkStorage::new();
 
@@ -580,7 +584,29 @@ pub(crate) fn counter(index: u32) -> Option<*mut Counter> {
     COUNTERS.get_ptr_mut(index)
 }
 
-/// What a socket is connected to, if that is a service.
+/// What a TCP socket is connected to, if that is a service and not forgotten.
+#[inline(always)]
+pub(crate) fn peer(cookie: u64) -> Option<Translation> {
+    // SAFETY: Map memory, which outlives the run. The entry may become another socket's while it is copied: then it is not found again.
+    let peer = unsafe { PEERS.get(cookie) }.copied()?;
+    compiler_fence(Ordering::SeqCst);
+    // SAFETY: Nothing is read of it.
+    unsafe { PEERS.get(cookie) }.map(|_| peer)
+}
+
+/// Remembers what a TCP socket is connected to. `false` where there is no room.
+#[inline(always)]
+pub(crate) fn set_peer(cookie: u64, translation: &Translation) -> bool {
+    PEERS.insert(cookie, translation, 0).is_ok()
+}
+
+/// Forgets what a TCP socket is connected to, if it is remembered.
+#[inline(always)]
+pub(crate) fn forget_peer(cookie: u64) {
+    let _none = PEERS.remove(cookie);
+}
+
+/// What a UDP socket is connected to, if that is a service.
 #[inline(always)]
 pub(crate) fn connected(context: &SockAddrContext) -> Option<&'static mut Translation> {
     // SAFETY: The kernel gives nothing or a value that lives as long as the socket, which its caller has locked.

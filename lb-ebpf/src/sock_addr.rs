@@ -54,14 +54,14 @@ pub(crate) trait Named<A: Address> {
         IpProto(unsafe { (&raw const (*self.context().sock_addr).protocol).read_volatile() } as u16)
     }
 
-    /// What the kernel says of a UDP socket: whether it is connected. Nothing of others.
+    /// What the kernel says of a UDP socket: whether it is connected.
     #[inline(always)]
-    fn is_connected(&self) -> Option<bool> {
+    fn is_connected(&self) -> bool {
         /// `TCP_ESTABLISHED` (`include/net/tcp_states.h`), in which those of UDP are, too.
         const CONNECTED: u32 = 1;
         // SAFETY: As above; the kernel gives the socket with the context.
         let state = unsafe { (&raw const (*(*self.context().sock_addr).__bindgen_anon_1.sk).state).read_volatile() };
-        (self.proto() == IpProto::UDP).then_some(state == CONNECTED)
+        state == CONNECTED
     }
 
     /// The number that the kernel gives to this socket and to no other.
@@ -223,13 +223,11 @@ fn connect<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(), Verdict
     }
     let now = track::now();
     let chosen = choose::<F, N>(named, &key, namespace, now)?;
-    let translation = maps::connected_or_new(named.context());
-    let is_noted = translation.is_some_and(|translation| {
-        chosen.note::<F, N>(named, translation, now);
-        !(config::ends(key.proto) && is_reached) || maps::watch(named.cookie(), translation)
-    });
+    let translation = chosen.translation::<F, N>(named, now);
+    let is_noted = note(named, key.proto, &translation);
+    let can_end = !(config::ends(key.proto) && is_reached) || maps::watch(named.cookie(), &translation);
     // Nor can this one.
-    if key.proto == IpProto::UDP && !is_noted && has_packets(namespace) {
+    if key.proto == IpProto::UDP && !(is_noted && can_end) && has_packets(namespace) {
         return Err(PassReason::NotService.into());
     }
     go_to(named, chosen.backend.address, chosen.backend.port);
@@ -242,14 +240,25 @@ fn has_packets(namespace: u64) -> bool {
     namespace != config::node_namespace() || maps::is_met_at(IfIndex::LOOPBACK)
 }
 
-/// A UDP socket may be connected once more, and then to no service: what it was connected to is over.
+/// Notes what a socket is connected to. `false` where there is no room.
+#[inline(always)]
+fn note<A: Address, N: Named<A>>(named: &N, proto: IpProto, translation: &Translation) -> bool {
+    if proto == IpProto::TCP {
+        return maps::set_peer(named.cookie(), translation);
+    }
+    maps::connected_or_new(named.context()).map(|place| *place = *translation).is_some()
+}
+
+/// A socket may be connected once more, and then to no service: what it was connected to is over.
 #[inline(always)]
 fn forget<A: Address, N: Named<A>>(named: &N) {
-    if let Some(translation) = maps::connected(named.context())
+    if named.proto() == IpProto::TCP {
+        end(IpProto::TCP, named.cookie());
+    } else if let Some(translation) = maps::connected(named.context())
         && translation.family != 0
     {
         translation.family = 0;
-        maps::unwatch(named.cookie());
+        end(IpProto::UDP, named.cookie());
     }
 }
 
@@ -258,11 +267,22 @@ fn forget<A: Address, N: Named<A>>(named: &N) {
 pub(crate) fn release(SockContext { sock }: SockContext) -> i32 {
     // SAFETY: The kernel gives a context.
     let proto = IpProto(unsafe { (&raw const (*sock).protocol).read_volatile() } as u16);
-    if config::ends(proto) {
+    if is_balanced(proto) {
         // SAFETY: The helper takes the context of the program.
-        maps::unwatch(unsafe { bpf_get_socket_cookie(sock.cast()) });
+        end(proto, unsafe { bpf_get_socket_cookie(sock.cast()) });
     }
     count::ALLOW
+}
+
+/// What tables have of a socket by its cookie goes.
+#[inline(always)]
+fn end(proto: IpProto, cookie: u64) {
+    if proto == IpProto::TCP {
+        maps::forget_peer(cookie);
+    }
+    if config::ends(proto) {
+        maps::unwatch(cookie);
+    }
 }
 
 /// A socket sends a datagram to an address. One that is connected to a service, and names it all the same, stays with its backend: it is
@@ -279,7 +299,7 @@ impl Call for Sendmsg {
         let is_to_it = |known: &Translation| {
             known.family == F::NUMBER && known.service_port == key.port && known.service_address == address
         };
-        if named.is_connected() == Some(true) {
+        if named.is_connected() {
             if let Some(connected) = maps::connected(named.context())
                 && is_to_it(connected)
                 && maps::is_current(connected.backend, connected.generation)
@@ -312,8 +332,7 @@ impl Call for Sendmsg {
             let turn = next_turn(datagrams);
             datagrams.turn = turn;
             if let Some(translation) = place(datagrams, address, key.port) {
-                chosen.note::<F, N>(named, translation, now);
-                translation.turn = turn;
+                *translation = Translation { turn, ..chosen.translation::<F, N>(named, now) };
             }
         }
         go_to(named, chosen.backend.address, chosen.backend.port);
@@ -368,15 +387,11 @@ impl Call for Show {
 fn show<F: FamilyMaps, N: Named<F::Address>>(named: &N) {
     let (address, port) = (named.address().to_words(), named.port());
     let is_from = |it: &Translation| it.family == F::NUMBER && it.backend_port == port && it.backend_address == address;
-    let is_connected = named.is_connected();
-    if is_connected != Some(false)
-        && let Some(connected) = maps::connected(named.context())
-        && is_from(connected)
-    {
-        return come_from(named, connected);
+    if named.proto() == IpProto::TCP {
+        return maps::peer(named.cookie()).iter().filter(|it| is_from(it)).for_each(|it| come_from(named, it));
     }
-    if is_connected == Some(true) {
-        return;
+    if named.is_connected() {
+        return maps::connected(named.context()).iter().filter(|it| is_from(it)).for_each(|it| come_from(named, it));
     }
     let Some(datagrams) = maps::datagrams(named.context()) else { return };
     // One backend may be that of two services: then it answers the one that was sent to last.
@@ -473,18 +488,21 @@ struct Chosen {
 }
 
 impl Chosen {
-    /// Notes what the call named, and what it got in its place: field by field, in the map's memory.
+    /// What the call named, and what it got in its place.
     #[inline(always)]
-    fn note<F: FamilyMaps, N: Named<F::Address>>(&self, named: &N, translation: &mut Translation, now: Tick) {
-        // What the process named, and not the entry that stands for it.
-        translation.service_address = named.address().to_words();
-        translation.service_port = named.port();
-        translation.backend_address = self.backend.address;
-        translation.backend_port = self.backend.port;
-        translation.backend = self.id;
-        translation.generation = self.backend.generation;
-        translation.last_used = now.0;
-        translation.family = F::NUMBER;
+    fn translation<F: FamilyMaps, N: Named<F::Address>>(&self, named: &N, now: Tick) -> Translation {
+        Translation {
+            // What the process named, and not the entry that stands for it.
+            service_address: named.address().to_words(),
+            backend_address: self.backend.address,
+            service_port: named.port(),
+            backend_port: self.backend.port,
+            backend: self.id,
+            generation: self.backend.generation,
+            last_used: now.0,
+            turn: 0,
+            family: F::NUMBER,
+        }
     }
 }
 

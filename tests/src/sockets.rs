@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    os::fd::AsRawFd as _,
+    os::fd::AsRawFd,
 };
 
 use crate::{
@@ -61,6 +61,14 @@ impl Host {
     }
 }
 
+/// Ends that a socket is connected (connect(2), `AF_UNSPEC`).
+pub fn disconnect(socket: &impl AsRawFd) -> io::Result<()> {
+    let nobody = libc::sockaddr { sa_family: libc::AF_UNSPEC as u16, sa_data: [0; 14] };
+    // SAFETY: The kernel reads an address of this length.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), &raw const nobody, size_of_val(&nobody) as u32) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 impl Datagrams {
     /// Connects it.
     pub fn connect(&self, to: impl std::net::ToSocketAddrs) -> io::Result<()> {
@@ -69,10 +77,7 @@ impl Datagrams {
 
     /// Ends that it is connected.
     pub fn disconnect(&self) -> io::Result<()> {
-        let nobody = libc::sockaddr { sa_family: libc::AF_UNSPEC as u16, sa_data: [0; 14] };
-        // SAFETY: The kernel reads an address of this length.
-        let result = unsafe { libc::connect(self.socket.as_raw_fd(), &raw const nobody, size_of_val(&nobody) as u32) };
-        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        disconnect(&self.socket)
     }
 
     /// Whom the process is shown as its peer.

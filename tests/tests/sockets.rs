@@ -15,6 +15,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, ErrorKind, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd as _,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -23,7 +24,10 @@ use std::{
 use aya::maps::{Array, HashMap, Map};
 use lb_common::abi::{Backend, Translation};
 use lb_userspace::dataplane::kernel::SocketHook;
-use nix::sys::signal::Signal;
+use nix::sys::{
+    signal::Signal,
+    socket::{SockaddrStorage, connect},
+};
 use serde_json::{Value, json};
 use tests::{
     agent::Agent,
@@ -34,7 +38,7 @@ use tests::{
     servers::Server,
     services::{PORT, Service, TARGET_PORT, cluster_ips, external_ips, file, load_balancer_ips, node_port, vips},
     slowness,
-    sockets::{Call, mapped},
+    sockets::{Call, disconnect, mapped},
     topology::Host,
     traffic::Conversations,
 };
@@ -543,6 +547,34 @@ fn sockets_of_udp_are_served_where_no_more_of_them_can_be_watched() {
         assert_eq!((socket.peer().unwrap(), socket.ask_peer().unwrap()), (to, pod.name().to_owned()));
         assert_eq!(answers(host, to), names([pod]));
     }
+}
+
+/// The kernel's memory for a connection's service is bounded, and is not to be taken by what is over.
+#[test]
+fn the_service_of_a_tcp_socket_is_forgotten_with_it_and_when_it_is_connected_elsewhere() {
+    let cluster = cluster();
+    let _servers = serve(&cluster);
+    let (host, pod) = (cluster.node(1).host(), cluster.pod(1, 1));
+    let agent = Agent::start_on(cluster.node(1), &file([Service::new(1).endpoint(pod)]), &[]);
+    let peers = || {
+        let peers: HashMap<_, u64, Translation> = Map::LruHashMap(host.pinned_map("PEERS")).try_into().unwrap();
+        peers.iter().count()
+    };
+    for to in vips(1) {
+        let straight = SocketAddr::new(pod.address_like(to.ip()), TARGET_PORT);
+        let open = host.namespace().run(|| TcpStream::connect(to)).unwrap();
+        let closed = host.tcp(to).unwrap();
+        let _other = host.tcp(straight).unwrap();
+        assert_eq!(peers(), 2);
+        drop(closed);
+        assert_eq!(peers(), 1);
+        assert_eq!(open.peer_addr().unwrap(), to);
+        disconnect(&open).unwrap();
+        assert_eq!(peers(), 1, "it may be connected to nothing for good: it goes with the socket");
+        connect(open.as_raw_fd(), &SockaddrStorage::from(straight)).unwrap();
+        assert_eq!((open.peer_addr().unwrap(), peers()), (straight, 0));
+    }
+    assert!(agent.count("socket") > 0);
 }
 
 /// Such sockets would stay on backends that are gone.

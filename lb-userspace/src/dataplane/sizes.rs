@@ -100,6 +100,11 @@ impl Sizes {
     pub const fn pending_entries(&self) -> u32 {
         self.pending_flows * 2
     }
+
+    /// TCP sockets whose services are remembered, of 128 bytes each with what the kernel adds: few beside the flows.
+    pub fn peers(&self) -> u32 {
+        (self.flows / 4).max(128)
+    }
 }
 
 impl Default for Sizes {

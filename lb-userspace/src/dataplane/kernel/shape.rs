@@ -25,7 +25,7 @@ pub struct Shape {
 }
 
 /// The maps that outlive the agent: what the operator can set the size of, by the flag for it, and the others.
-pub(super) const LASTING: [(&str, Option<Room>); 23] = [
+pub(super) const LASTING: [(&str, Option<Room>); 24] = [
     ("SERVICES4", Some(SERVICES)),
     ("SERVICES6", Some(SERVICES)),
     ("VIPS4", Some(SERVICES)),
@@ -39,6 +39,7 @@ pub(super) const LASTING: [(&str, Option<Room>); 23] = [
     ("PENDING4", Some(PENDING)),
     ("PENDING6", Some(PENDING)),
     ("AFFINITY", Some(Room { flag: "--max-affinity-clients", entries: |sizes| sizes.affinity_clients })),
+    ("PEERS", Some(Room { flag: "--max-flows", entries: Sizes::peers })),
     ("CONNECTED", None),
     ("WATCHED", None),
     ("DATAGRAMS", None),

@@ -131,7 +131,7 @@ abi! {
 }
 
 abi! {
-    /// Value of `CONNECTED`, and a part of that of `DATAGRAMS`: what a socket named, and what it got in its place.
+    /// Value of `CONNECTED`, `PEERS` and `WATCHED`, and a part of that of `DATAGRAMS`: what a socket named, and what it got in its place.
     pub struct Translation where 56 {
         /// The service's address, as [`Address::to_words`] gives it.
         pub service_address: [u64; 2],

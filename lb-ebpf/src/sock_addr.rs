@@ -228,6 +228,7 @@ fn connect<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(), Verdict
     let can_end = !(config::ends(key.proto) && is_reached) || maps::watch(named.cookie(), &translation);
     // Nor can this one.
     if key.proto == IpProto::UDP && !(is_noted && can_end) && has_packets(namespace) {
+        maps::unwatch(named.cookie());
         return Err(PassReason::NotService.into());
     }
     go_to(named, chosen.backend.address, chosen.backend.port);

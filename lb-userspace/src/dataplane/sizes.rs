@@ -101,9 +101,10 @@ impl Sizes {
         self.pending_flows * 2
     }
 
-    /// TCP sockets whose services are remembered, of 128 bytes each with what the kernel adds: few beside the flows.
+    /// TCP sockets whose services are remembered, of 128 bytes each with what the kernel adds: little beside the flows. The kernel
+    /// hands out entries to CPUs in batches of 128, and evicts where one CPU has none while others have: so there are some more.
     pub fn peers(&self) -> u32 {
-        (self.flows / 4).max(128)
+        (self.flows / 4).max(1 << 14)
     }
 }
 

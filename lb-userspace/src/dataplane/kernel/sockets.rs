@@ -156,7 +156,8 @@ impl SocketHook {
                 "a process may listen on a port that is a NodePort, and never gets a connection"
             }
             Self::Release => {
-                "the table of sockets that are watched fills up; then connected UDP sockets are not balanced any more"
+                "the tables of sockets fill up; then connected UDP sockets are not balanced any more, and processes see the backend as the peer \
+                 of TCP connections"
             }
         }
     }

@@ -302,6 +302,10 @@ fn skip_extensions<B: Bytes + ?Sized>(bytes: &B, mut proto: IpProto, start: usiz
             identification = u32::from_ne_bytes([a, b, c, d]);
             skipped += 8;
         } else {
+            let segments_left = low;
+            if proto.0 == ROUTING && segments_left != 0 {
+                return Err(PassReason::SourceRouted);
+            }
             skipped += (usize::from(length) + 1) * 8;
         }
         proto = IpProto(u16::from(next));
@@ -686,6 +690,17 @@ mod tests {
         bytes.extend(about);
         let embedded = embedded6(&bytes[..], v6(&bytes).transport).unwrap();
         assert_eq!((embedded.key.destination_port.to_host(), embedded.transport), (53, 54 + 8 + 48));
+    }
+
+    #[test]
+    fn a_packet_on_its_way_to_a_further_hop_is_not_for_its_destination() {
+        let routing = |segments_left| {
+            let mut extensions = vec![17, 2, 4, segments_left, 0, 0, 0, 0];
+            extensions.extend([0x40; 16]);
+            udp6(43, &extensions)
+        };
+        assert_eq!(v6(&routing(0)).key.destination_port.to_host(), 53);
+        assert_eq!(packet(&routing(1)[..]), Err(PassReason::SourceRouted));
     }
 
     #[test]

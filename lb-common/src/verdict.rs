@@ -165,6 +165,7 @@ reasons! {
         MalformedSctp = 30, "malformed-sctp", "An SCTP header that is cut short.";
         MalformedIcmp = 31, "malformed-icmp", "An ICMP message that is cut short, or about a packet that is.";
         OtherIcmp = 32, "other-icmp", "An ICMP message that is about no known flow, and not to a service's own address.";
+        SourceRouted = 50, "source-routed", "With an IPv6 routing header that names further hops: the destination is not the last one.";
     }
     /// What a packet is answered with.
     AnswerReason as "answer" {

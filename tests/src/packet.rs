@@ -38,8 +38,17 @@ pub struct Packet {
 #[derive(Clone, Debug)]
 enum Network {
     V4(Ipv4Header),
-    /// With the numbers and lengths of extension headers.
-    V6(Ipv6Header, Vec<(u8, usize)>),
+    V6(Ipv6Header, Vec<Extension>),
+}
+
+/// An IPv6 extension header.
+#[derive(Clone, Debug)]
+struct Extension {
+    number: u8,
+    /// In bytes, of which all are zero but these.
+    length: usize,
+    /// The fourth byte.
+    segments_left: u8,
 }
 
 #[derive(Clone, Debug)]
@@ -188,7 +197,18 @@ impl Packet {
     pub fn extension(mut self, number: u8, length: usize) -> Self {
         match &mut self.network {
             Network::V4(_) => panic!("IPv4 has options instead"),
-            Network::V6(_, extensions) => extensions.push((number, length)),
+            Network::V6(_, extensions) => extensions.push(Extension { number, length, segments_left: 0 }),
+        }
+        self
+    }
+
+    /// Puts a routing header of one address behind all that there are (RFC 8200, section 4.4).
+    pub fn routing(mut self, segments_left: u8) -> Self {
+        self = self.extension(IpNumber::IPV6_ROUTE_HEADER.0, 24);
+        if let Network::V6(_, extensions) = &mut self.network
+            && let Some(last) = extensions.last_mut()
+        {
+            last.segments_left = segments_left;
         }
         self
     }
@@ -361,7 +381,7 @@ impl Packet {
     fn ipv6_bytes(
         &self,
         mut header: Ipv6Header,
-        extensions: &[(u8, usize)],
+        extensions: &[Extension],
         protocol: IpNumber,
         payload: usize,
     ) -> Vec<u8> {
@@ -372,10 +392,10 @@ impl Packet {
             chain = Ipv6FragmentHeader::new(next_header, offset, more, self.identification.into()).to_bytes().to_vec();
             next_header = IpNumber::IPV6_FRAGMENTATION_HEADER;
         }
-        for &(number, length) in extensions.iter().rev() {
+        for &Extension { number, length, segments_left } in extensions.iter().rev() {
             let units = u8::try_from(length / 8 - 1).expect("no longer than 2,048 bytes");
             let mut extension = vec![0; length];
-            extension.splice(..2, [next_header.0, units]);
+            extension.splice(..4, [next_header.0, units, 0, segments_left]);
             chain.splice(..0, extension);
             next_header = IpNumber(number);
         }

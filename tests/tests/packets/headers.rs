@@ -75,6 +75,8 @@ fn ipv6_only() -> Vec<Row> {
             syn().extension(0, 8).extension(60, 8).extension(43, 8).extension(60, 8).extension(60, 8),
             Expect::Passed("extensions-too-deep"),
         ),
+        row("IPv6: a routing header at its end", syn().routing(0), redirect(&sent().routing(0))),
+        row("IPv6: one that names further hops", syn().routing(1), Expect::Passed("source-routed")),
         row(
             "IPv6: the longest extension header",
             f.ask(f.routed_vip).udp(4242, 80).extension(60, 1400),

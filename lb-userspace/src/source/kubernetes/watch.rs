@@ -5,13 +5,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
+    fmt, iter, mem,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures::StreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _, future::ready};
 use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
@@ -21,7 +21,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
     runtime::{
         WatchStreamExt as _,
-        watcher::{self, Event, watcher},
+        watcher::{self, DefaultBackoff, Event, watcher},
     },
 };
 use serde::de::DeserializeOwned;
@@ -59,7 +59,11 @@ const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 impl Connection {
     /// The files that it may read again.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
-        vec![self.kubeconfig.clone().unwrap_or_else(|| TOKEN.into())]
+        let Some(kubeconfig) = &self.kubeconfig else { return vec![TOKEN.into()] };
+        let users = Kubeconfig::read_from(kubeconfig).into_iter().flat_map(|it| it.auth_infos);
+        let named =
+            users.filter_map(|it| it.auth_info).flat_map(|it| [it.token_file, it.client_certificate, it.client_key]);
+        iter::once(kubeconfig.clone()).chain(named.flatten().map(PathBuf::from)).collect()
     }
 }
 
@@ -94,10 +98,13 @@ struct Trouble {
 }
 
 /// For how long no error has to come until a resource is taken to be well again of which nothing comes: longer than a watcher waits to
-/// try again.
-const CALM: Duration = Duration::from_secs(45);
+/// try again, which is at most twice the 30 s of [`DefaultBackoff`], and then for a connection.
+const CALM: Duration = Duration::from_secs(75);
 
-/// How long to wait until a configuration that can't be read is read again.
+/// How long a server may take to accept a connection.
+const CONNECTING: Duration = Duration::from_secs(10);
+
+/// How long to wait until a configuration is read again that can't be read, or does not let us in.
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// How long a server may say nothing to who follows something: it sends a bookmark every minute (`defaultBookmarkFrequency` in the
@@ -121,7 +128,10 @@ const NODE: &str = "Node";
 pub async fn watch(connection: Connection, updates: mpsc::Sender<Update>) {
     let client = loop {
         match client(&connection).await {
-            Ok(client) => break client,
+            Ok((client, url)) => {
+                info!("following the API server at {url}");
+                break client;
+            }
             Err(error) => {
                 if updates.send(Err(error.into())).await.is_err() {
                     return;
@@ -131,20 +141,20 @@ pub async fn watch(connection: Connection, updates: mpsc::Sender<Update>) {
         sleep(PAUSE).await;
     };
     let (sender, items) = mpsc::channel(1024);
+    let by = (connection.clone(), client);
     // Of those that either label takes out of our hands the server tells nothing.
     let labels = watcher::Config::default().labels(&format!("!{HEADLESS},!{PROXY_NAME}"));
-    let services = Api::<Service>::all(client.clone());
-    tokio::spawn(follow(SERVICES, services, labels.clone(), Item::Service, sender.clone()));
-    let slices = Api::<EndpointSlice>::all(client.clone());
-    tokio::spawn(follow(SLICES, slices, labels, Item::Slice, sender.clone()));
+    tokio::spawn(follow(SERVICES, by.clone(), labels.clone(), Item::Service, sender.clone()));
+    tokio::spawn(follow(SLICES, by.clone(), labels, Item::Slice, sender.clone()));
     if let Some(name) = &connection.node_name {
         let this = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        tokio::spawn(follow(NODE, Api::<Node>::all(client), this, Item::Node, sender));
+        tokio::spawn(follow(NODE, by, this, Item::Node, sender));
     }
     Follower::new(connection.node_name, connection.sync_period, items).run(&updates).await;
 }
 
-async fn client(connection: &Connection) -> Result<Client, KubernetesError> {
+/// A client, and the server's URL.
+async fn client(connection: &Connection) -> Result<(Client, String), KubernetesError> {
     let wrong = |error: &dyn fmt::Display| KubernetesError::Config(error.to_string());
     let mut config = match &connection.kubeconfig {
         Some(path) => {
@@ -164,8 +174,8 @@ async fn client(connection: &Connection) -> Result<Client, KubernetesError> {
     if let Some(master) = &connection.master {
         config.cluster_url = master.parse().map_err(|error| wrong(&error))?;
     }
-    info!("following the API server at {}", config.cluster_url);
-    with_limit(config, SILENCE).map_err(|error| wrong(&error))
+    let url = config.cluster_url.to_string();
+    Ok((with_limit(config, SILENCE).map_err(|error| wrong(&error))?, url))
 }
 
 /// Whether a kubeconfig itself says by which proxy its cluster is reached.
@@ -178,6 +188,7 @@ fn names_proxy(kubeconfig: &Kubeconfig) -> bool {
 
 /// A client that takes a server for gone which says nothing for so long, though it was asked.
 fn with_limit(mut config: Config, silence: Duration) -> kube::Result<Client> {
+    config.connect_timeout = Some(CONNECTING);
     config.read_timeout = Some(silence);
     // What counts is the time since the last question, and not since the last answer.
     config.reset_reader_on_write = true;
@@ -187,17 +198,21 @@ fn with_limit(mut config: Config, silence: Duration) -> kube::Result<Client> {
 /// Follows one resource until nobody listens.
 async fn follow<K>(
     kind: &'static str,
-    api: Api<K>,
+    (connection, mut client): (Connection, Client),
     config: watcher::Config,
     item: fn(Event<K>) -> Item,
     items: mpsc::Sender<Item>,
 ) where
-    K: Resource + Clone + DeserializeOwned + fmt::Debug + Send + 'static,
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + fmt::Debug + Send + 'static,
 {
     loop {
-        let mut events = watcher(api.clone(), config.clone()).default_backoff().boxed();
+        let api = Api::<K>::all(client.clone());
+        // That a list is to begin is said before the server is asked: it is no success, after which the next pause would be the shortest.
+        let events = watcher(api, config.clone()).try_filter(|it| ready(!matches!(it, Event::Init)));
+        let mut events = events.backoff(DefaultBackoff::default()).boxed();
         while let Some(event) = events.next().await {
-            let is_stuck = event.as_ref().is_err_and(is_stuck);
+            let error = event.as_ref().err();
+            let (is_unknown, is_stuck) = (error.is_some_and(is_unknown), error.is_some_and(is_stuck));
             let said = match event {
                 Ok(event) => item(event),
                 Err(error) => Item::Error(kind, error),
@@ -205,11 +220,28 @@ async fn follow<K>(
             if items.send(said).await.is_err() {
                 return;
             }
-            if is_stuck {
+            if is_unknown {
+                sleep(PAUSE).await;
+                // It says what is wrong with the next error, if that is still so.
+                if let Ok((new, _)) = self::client(&connection).await {
+                    client = new;
+                }
+            }
+            if is_unknown || is_stuck {
                 break;
             }
         }
     }
+}
+
+/// Whether the server does not know us by what we have shown. Certificates and kubeconfigs are replaced before they expire.
+fn is_unknown(error: &watcher::Error) -> bool {
+    use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
+    matches!(
+        error,
+        InitialListFailed(kube::Error::Api(status)) | WatchStartFailed(kube::Error::Api(status)) | WatchFailed(kube::Error::Api(status))
+        if status.code == 401
+    )
 }
 
 /// Whether a watcher would go on asking for a version that the server has forgotten. (It lists anew only where the server
@@ -305,6 +337,12 @@ impl Follower {
                 node.take(event, cluster, Cluster::set_node, Cluster::remove_node, Cluster::keep_nodes);
             }
             Item::Error(kind, error) => {
+                // What was received of a list is received once more.
+                match kind {
+                    SERVICES => services.names.clear(),
+                    SLICES => slices.names.clear(),
+                    _ => node.names.clear(),
+                }
                 self.has_news |= troubles.add(kind, describe(&error));
                 return;
             }
@@ -355,14 +393,15 @@ impl Listing {
         match event {
             Event::Apply(object) => set(cluster, &object),
             Event::Delete(object) => remove(cluster, &object),
-            Event::Init => self.names.clear(),
+            // Nobody is told of that.
+            Event::Init => {}
             Event::InitApply(object) => {
                 self.names.insert(object_name(object.meta()));
                 set(cluster, &object);
             }
             Event::InitDone => {
                 self.is_synced = true;
-                keep(cluster, &self.names);
+                keep(cluster, &mem::take(&mut self.names));
             }
         }
     }
@@ -382,12 +421,7 @@ mod tests {
     #[tokio::test]
     async fn a_proxy_in_the_kubeconfig_is_told() {
         let kubeconfig = tempfile::NamedTempFile::new().unwrap();
-        let connection = Connection {
-            kubeconfig: Some(kubeconfig.path().to_owned()),
-            master: None,
-            node_name: None,
-            sync_period: Duration::from_secs(900),
-        };
+        let connection = connection(&kubeconfig);
         let said = async |line: &str| {
             let cluster = format!("{{ name: c, cluster: {{ server: 'http://192.0.2.1:6443'{line} }} }}");
             let contexts = "contexts: [{ name: x, context: { cluster: c, user: u } }]\ncurrent-context: x";
@@ -397,6 +431,70 @@ mod tests {
         assert_eq!(said("").await, Ok(()));
         let error = said(", proxy-url: 'http://me:secret@proxy.example:3128'").await.unwrap_err();
         assert!(error.contains("proxy (proxy.example)") && error.contains("proxy-url"), "{error}");
+    }
+
+    /// Else each try would be taken for good news, and followed by the shortest pause.
+    #[tokio::test]
+    async fn that_a_list_is_tried_is_no_news() {
+        // It is closed again at once.
+        let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let mut items = services(&kubeconfig(&format!("http://{address}"), "any")).await;
+        for _ in 0..2 {
+            assert!(matches!(next(&mut items).await, Item::Error(SERVICES, _)));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_server_does_not_know_us_by_any_more_is_read_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let list = r#"{"kind":"ServiceList","apiVersion":"v1","metadata":{"resourceVersion":"1"},"items":[]}"#;
+            let refusal = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","reason":"Unauthorized","code":401}"#;
+            loop {
+                let (mut connection, _) = listener.accept().await.unwrap();
+                let mut request = [0; 4096];
+                let length = connection.read(&mut request).await.unwrap();
+                let is_known = String::from_utf8_lossy(&request[..length]).contains("Bearer new\r\n");
+                let (status, body) = if is_known { ("200 OK", list) } else { ("401 Unauthorized", refusal) };
+                let head = format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+                connection.write_all((head + body).as_bytes()).await.unwrap();
+            }
+        });
+        let file = kubeconfig(&url, "old");
+        let mut items = services(&file).await;
+        assert!(matches!(next(&mut items).await, Item::Error(SERVICES, error) if is_unknown(&error)));
+        std::fs::copy(kubeconfig(&url, "new").path(), file.path()).unwrap();
+        assert!(matches!(next(&mut items).await, Item::Service(Event::InitDone)));
+    }
+
+    /// A kubeconfig for a server, with a token.
+    fn kubeconfig(url: &str, token: &str) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = format!(
+            "clusters: [{{ name: c, cluster: {{ server: '{url}' }} }}]\ncontexts: [{{ name: x, context: {{ cluster: c, user: u }} }}]\n\
+             current-context: x\nusers: [{{ name: u, user: {{ token: {token} }} }}]\n"
+        );
+        std::fs::write(file.path(), text).unwrap();
+        file
+    }
+
+    fn connection(kubeconfig: &tempfile::NamedTempFile) -> Connection {
+        let kubeconfig = Some(kubeconfig.path().to_owned());
+        Connection { kubeconfig, master: None, node_name: None, sync_period: Duration::from_secs(900) }
+    }
+
+    /// What is said of the Services of a server.
+    async fn services(kubeconfig: &tempfile::NamedTempFile) -> mpsc::Receiver<Item> {
+        let connection = connection(kubeconfig);
+        let (client, _) = client(&connection).await.unwrap();
+        let (sender, items) = mpsc::channel(8);
+        tokio::spawn(follow(SERVICES, (connection, client), watcher::Config::default(), Item::Service, sender));
+        items
+    }
+
+    async fn next(items: &mut mpsc::Receiver<Item>) -> Item {
+        timeout(Duration::from_secs(30), items.recv()).await.expect("something is said").expect("it is followed")
     }
 
     /// The other end of a connection that a firewall forgets, or whose machine loses its power, never says so.

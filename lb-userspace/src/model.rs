@@ -202,6 +202,13 @@ pub struct Taken {
     pub owner: ServiceName,
 }
 
+/// A service that goes without something that another one has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lacking {
+    service: ServiceName,
+    taken: Taken,
+}
+
 /// What only one service can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Claim {
@@ -308,6 +315,18 @@ impl Desired {
         some
     }
 
+    /// All services, with only the endpoints that are at these addresses.
+    #[must_use]
+    pub fn with_endpoints(&self, is_meant: impl Fn(&ServiceName, SocketAddr) -> bool) -> Self {
+        let mut some = Self::default();
+        for (name, service) in &self.services {
+            let mut service = Service::clone(service);
+            service.endpoints.retain(|&address, _| is_meant(name, address));
+            some.set(name.clone(), Arc::new(service));
+        }
+        some
+    }
+
     /// Makes all ports of what its source calls so what they are in another state.
     pub fn copy(&mut self, name: &Arc<str>, from: &Self) {
         let gone = self.ports_of(name).map(|(name, _)| name).filter(|&name| !from.services.contains_key(name));
@@ -353,8 +372,9 @@ impl Desired {
         Some(&self.claims.get(&what)?.first()?.name)
     }
 
-    /// The services that want what an older one has, each with what that is, as far as they did not in another state.
-    pub fn lacking_since(&self, before: &Self) -> impl Iterator<Item = (ServiceName, Taken)> {
+    /// The services that want what an older one has, or one of the same age that comes first by name, as far as they did not in another
+    /// state.
+    pub fn lacking_since(&self, before: &Self) -> impl Iterator<Item = Lacking> {
         before.claims.diff(&self.claims).flat_map(|change| {
             let (what, old, new) = match change {
                 DiffItem::Add(what, new) => (*what, &[][..], new),
@@ -363,7 +383,8 @@ impl Desired {
             };
             let Some((owner, others)) = new.split_first() else { return Vec::new() };
             let is_news = |it: &&Claimant| !old.iter().skip(1).any(|known| known == *it);
-            let lacks = |it: &Claimant| (it.name.clone(), Taken { what, owner: owner.name.clone() });
+            let lacks =
+                |it: &Claimant| Lacking { service: it.name.clone(), taken: Taken { what, owner: owner.name.clone() } };
             others.iter().filter(is_news).map(lacks).collect()
         })
     }
@@ -376,6 +397,12 @@ impl Desired {
     /// Whether this is some service's own address inside of the cluster.
     pub fn is_cluster_ip(&self, address: IpAddr) -> bool {
         self.addresses.get(&address).is_some_and(|uses| uses.cluster_ip > 0)
+    }
+}
+
+impl fmt::Display for Lacking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "service {} goes without: {}, which comes first", self.service, self.taken)
     }
 }
 
@@ -565,8 +592,11 @@ mod tests {
         for (service, created) in [("c", 7), ("b", 3), ("a", 7)] {
             desired.set(name(service, IpFamily::V4), aged(created));
         }
-        let lacking: Vec<_> = desired.lacking_since(&before).map(|(name, taken)| format!("{name}: {taken}")).collect();
-        assert_eq!(lacking[0], "a:53 (UDP, IPv4): UDP 10.0.0.1:53 is already taken by service b:53 (UDP, IPv4)");
+        let lacking: Vec<_> = desired.lacking_since(&before).map(|it| it.to_string()).collect();
+        assert_eq!(
+            lacking[0],
+            "service a:53 (UDP, IPv4) goes without: UDP 10.0.0.1:53 is already taken by service b:53 (UDP, IPv4), which comes first"
+        );
         assert_eq!((lacking.len(), desired.lacking_since(&desired.clone()).count()), (2, 0));
         let mut order = Vec::new();
         while let Some(owner) = desired.owner(what).cloned() {

@@ -160,6 +160,11 @@ impl Decision {
 }
 
 impl Serving {
+    /// Whether an endpoint is among its backends.
+    pub fn has_backend(&self, address: SocketAddr) -> bool {
+        self.backends.binary_search_by_key(&address, |&(address, _)| address).is_ok()
+    }
+
     /// Whether any backend takes new flows by policy Cluster.
     fn has_cluster(&self) -> bool {
         self.backends.iter().any(|(_, backend)| backend.in_cluster)

@@ -66,6 +66,25 @@ fn check_says_what_a_good_file_has() {
 }
 
 #[test]
+fn check_says_which_objects_of_a_cluster_go_without() {
+    let object = |version: &str, kind: &str, name: &str, rest: &str| {
+        format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{ namespace: default, name: {name} }}\n{rest}\n")
+    };
+    let service = |name: &str, ip: &str| {
+        let spec = format!("spec: {{ clusterIP: {ip}, externalIPs: [192.0.2.7], ports: [{{ port: 80 }}] }}");
+        object("v1", "Service", name, &spec)
+    };
+    // As a server would have it, what is not said is: the name of the port is empty, its protocol TCP.
+    let slice = "addressType: IPv4\nports: [{ port: 8080 }]\nendpoints: [{ addresses: [10.0.0.1] }]";
+    let slice = object("discovery.k8s.io/v1", "EndpointSlice", "a-1", slice)
+        .replace("name: a-1", "name: a-1, labels: { kubernetes.io/service-name: a }");
+    let (stdout, stderr) = check(&[service("a", "10.96.0.1"), service("b", "10.96.0.2"), slice].join("---\n"), 0);
+    assert_eq!(stdout, "s.yaml: ok: 2 services (2 ports), 1 backend\n");
+    let taken = "TCP 192.0.2.7:80 is already taken by service default/a:80 (TCP, IPv4), which comes first";
+    assert_eq!(stderr, format!("warning: service default/b:80 (TCP, IPv4) goes without: {taken}\n"));
+}
+
+#[test]
 fn check_says_where_a_bad_file_is_wrong() {
     let (stdout, stderr) = check(&SERVICES.replace("443", "70000").replace("weight: 2", "weight: -1"), 1);
     assert_eq!(stdout, "");

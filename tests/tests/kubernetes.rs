@@ -164,6 +164,18 @@ fn a_service_that_finds_no_room_keeps_no_other_out() {
     world.server.apply(big(7));
     is_told(&agent);
     assert_eq!(used(&agent)["backends"], 8);
+    // So it does for the agent after this one, which others follow too.
+    agent.signal(nix::sys::signal::Signal::SIGKILL);
+    agent.wait();
+    let mut agent = agent.launch_another(&world.lab, &arguments).ready();
+    is_told(&agent);
+    world
+        .server
+        .apply(service("default", "other").cluster_ips([Ipv4Addr::new(10, 96, 9, 8)]).port("http", PORT).build());
+    eventually("another is there", || agent.ask("services").to_string().contains("default/other"));
+    world.answer(&vips(), &["b1"]);
+    assert_eq!(used(&agent)["backends"], 8, "all that big had is there");
+    assert_eq!(healthz(), Some(200));
     // As soon as others leave, there is room.
     world.server.delete("Service", "default", "web");
     assert!(poll(Duration::from_secs(40), || error(&agent).is_none().then_some(())).is_some(), "{:?}", error(&agent));

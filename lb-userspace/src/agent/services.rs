@@ -75,9 +75,7 @@ impl Agent {
     pub(super) fn tell_lacking(&self, desired: &Desired) {
         let waiting = self.waiting.as_ref().map(|waiting| &waiting.desired);
         let before = waiting.or_else(|| self.desired()).cloned().unwrap_or_default();
-        for (service, taken) in desired.lacking_since(&before) {
-            warn!("service {service} goes without: {taken}, which is older");
-        }
+        desired.lacking_since(&before).for_each(|it| warn!("{it}"));
     }
 
     /// Tries again what was refused by the kernel, or did not fit.
@@ -186,7 +184,17 @@ impl Agent {
             // What a former agent served is not given up for others.
             None => desired.filter(|name| self.tables.applied().services.contains_key(name)),
         };
-        let mut changes = self.enforce(&Arc::new(admitted.clone()))?;
+        let mut changes = match self.enforce(&Arc::new(admitted.clone())) {
+            // One of these has outgrown the tables since. So none has more, for now, than it had.
+            Err(DataplaneError::Full { .. }) if self.in_force.is_none() => {
+                let former = Arc::clone(self.tables.applied());
+                admitted = admitted.with_endpoints(|name, address| {
+                    former.services.get(name).is_some_and(|serving| serving.has_backend(address))
+                });
+                self.enforce(&Arc::new(admitted.clone()))?
+            }
+            enforced => enforced?,
+        };
         let (before, known) = match &self.waiting {
             Some(Waiting { desired, lack: Lack::OfSome { services, .. } }) => (Arc::clone(desired), services.clone()),
             _ => Default::default(),

@@ -17,7 +17,9 @@ pub(super) struct Args {
 pub(super) fn run(Args { file }: &Args) -> anyhow::Result<ExitCode> {
     match file::load(file, None) {
         Ok(Loaded { desired, warnings, .. }) => {
-            for warning in warnings {
+            let nothing = Desired::default();
+            let lacking = desired.lacking_since(&nothing).map(|it| it.to_string());
+            for warning in warnings.into_iter().chain(lacking) {
                 eprintln!("warning: {warning}");
             }
             print(&format!("{}: ok: {}\n", file.display(), summary(&desired)))?;

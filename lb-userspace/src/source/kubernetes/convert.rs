@@ -200,10 +200,13 @@ pub(super) fn slice(slice: &EndpointSlice) -> Option<Slice> {
         "IPv6" => IpFamily::V6,
         _ => return None,
     };
-    // A port without a name is no port of a Service, whose ports without names are called by nothing; one without a number
-    // stands for all.
+    // A port without a name is called by nothing, as that of a Service without one; one without a number stands for all.
     let ports = slice.ports.iter().flatten().filter_map(|port| {
-        Some((shown(port.name.as_deref()?).into(), protocol(port.protocol.as_deref())?, port_number(port.port?)?))
+        Some((
+            shown(port.name.as_deref().unwrap_or_default()).into(),
+            protocol(port.protocol.as_deref())?,
+            port_number(port.port?)?,
+        ))
     });
     let endpoints = slice.endpoints.iter().flatten().filter_map(|it| {
         // More addresses of one endpoint were never given a meaning.

@@ -344,15 +344,15 @@ impl Desired {
     }
 
     /// What its source calls the services that are otherwise in another state: those first that lose most endpoints until then, then those
-    /// that gain the fewest.
-    pub fn names_by_growth(&self, other: &Self) -> Vec<Arc<str>> {
+    /// that gain the fewest, beyond so many as they have.
+    pub fn names_by_growth(&self, other: &Self, size: impl Fn(&ServiceName, &Service) -> usize) -> Vec<Arc<str>> {
         let mut growth = BTreeMap::<&Arc<str>, i64>::new();
         for change in self.services.diff(&other.services) {
             let (name, change) = match change {
                 DiffItem::Add(name, new) => (name, new.endpoints.len() as i64),
-                DiffItem::Remove(name, old) => (name, -(old.endpoints.len() as i64)),
+                DiffItem::Remove(name, old) => (name, -(size(name, old) as i64)),
                 DiffItem::Update { old: (_, old), new: (name, new) } => {
-                    (name, new.endpoints.len() as i64 - old.endpoints.len() as i64)
+                    (name, new.endpoints.len() as i64 - size(name, old) as i64)
                 }
             };
             *growth.entry(&name.name).or_default() += change;

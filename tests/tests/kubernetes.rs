@@ -164,16 +164,17 @@ fn a_service_that_finds_no_room_keeps_no_other_out() {
     world.server.apply(big(7));
     is_told(&agent);
     assert_eq!(used(&agent)["backends"], 8);
-    // So it does for the agent after this one, which others follow too.
+    // So it does for the agent after this one, which others follow too, and what has become of them meanwhile.
     agent.signal(nix::sys::signal::Signal::SIGKILL);
     agent.wait();
+    world.server.apply_all(world.endpoints(&[2]));
     let mut agent = agent.launch_another(&world.lab, &arguments).ready();
     is_told(&agent);
     world
         .server
         .apply(service("default", "other").cluster_ips([Ipv4Addr::new(10, 96, 9, 8)]).port("http", PORT).build());
     eventually("another is there", || agent.ask("services").to_string().contains("default/other"));
-    world.answer(&vips(), &["b1"]);
+    world.answer(&vips(), &["b2"]);
     assert_eq!(used(&agent)["backends"], 8, "all that big had is there");
     assert_eq!(healthz(), Some(200));
     // As soon as others leave, there is room.

@@ -184,10 +184,11 @@ impl Agent {
             // What a former agent served is not given up for others.
             None => desired.filter(|name| self.tables.applied().services.contains_key(name)),
         };
+        let mut former = None;
         let mut changes = match self.enforce(&Arc::new(admitted.clone())) {
             // One of these has outgrown the tables since. So none has more, for now, than it had.
             Err(DataplaneError::Full { .. }) if self.in_force.is_none() => {
-                let former = Arc::clone(self.tables.applied());
+                let former = former.insert(Arc::clone(self.tables.applied()));
                 admitted = admitted.with_endpoints(|name, address| {
                     former.services.get(name).is_some_and(|serving| serving.has_backend(address))
                 });
@@ -195,12 +196,17 @@ impl Agent {
             }
             enforced => enforced?,
         };
+        // Whose endpoints are others now has a right to as many as it had.
+        let size = |name: &ServiceName, service: &Service| {
+            let serving = former.as_ref().and_then(|former| former.services.get(name));
+            serving.map_or(service.endpoints.len(), |serving| serving.backends.len())
+        };
         let (before, known) = match &self.waiting {
             Some(Waiting { desired, lack: Lack::OfSome { services, .. } }) => (Arc::clone(desired), services.clone()),
             _ => Default::default(),
         };
         let (mut services, mut has_changed_since) = (BTreeMap::new(), false);
-        for name in admitted.names_by_growth(desired) {
+        for name in admitted.names_by_growth(desired, size) {
             if let Some(reason) = known.get(&name).filter(|_| before.says_the_same(desired, &name)) {
                 services.insert(name, reason.clone());
                 continue;

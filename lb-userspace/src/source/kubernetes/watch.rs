@@ -27,9 +27,10 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::{
     sync::mpsc,
+    task::spawn_blocking,
     time::{sleep, sleep_until},
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     cluster::Cluster,
@@ -60,10 +61,12 @@ impl Connection {
     /// The files that it may read again.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         let Some(kubeconfig) = &self.kubeconfig else { return vec![TOKEN.into()] };
-        let users = Kubeconfig::read_from(kubeconfig).into_iter().flat_map(|it| it.auth_infos);
-        let named =
-            users.filter_map(|it| it.auth_info).flat_map(|it| [it.token_file, it.client_certificate, it.client_key]);
-        iter::once(kubeconfig.clone()).chain(named.flatten().map(PathBuf::from)).collect()
+        let Kubeconfig { auth_infos, clusters, .. } = Kubeconfig::read_from(kubeconfig).unwrap_or_default();
+        let users = auth_infos.into_iter().filter_map(|it| it.auth_info);
+        let of_users = users.flat_map(|it| [it.token_file, it.client_certificate, it.client_key]);
+        let of_servers = clusters.into_iter().filter_map(|it| it.cluster).map(|it| it.certificate_authority);
+        let named = of_users.chain(of_servers).flatten().map(PathBuf::from);
+        iter::once(kubeconfig.clone()).chain(named).collect()
     }
 }
 
@@ -97,14 +100,14 @@ struct Trouble {
     last: Instant,
 }
 
-/// For how long no error has to come until a resource is taken to be well again of which nothing comes: longer than a watcher waits to
-/// try again, which is at most twice the 30 s of [`DefaultBackoff`], and then for a connection.
-const CALM: Duration = Duration::from_secs(75);
+/// For how long no error has to come until a resource is taken to be well again of which nothing comes: longer than it may take until
+/// the next one. A watcher waits for twice the 30 s of [`DefaultBackoff`] at the most, then for a connection, then for an answer.
+const CALM: Duration = Duration::from_secs(60 + CONNECTING.as_secs() + SILENCE.as_secs() + 10);
 
 /// How long a server may take to accept a connection.
 const CONNECTING: Duration = Duration::from_secs(10);
 
-/// How long to wait until a configuration is read again that can't be read, or does not let us in.
+/// How long to wait until a configuration that can't be read is read again.
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// How long a server may say nothing to who follows something: it sends a bookmark every minute (`defaultBookmarkFrequency` in the
@@ -175,7 +178,9 @@ async fn client(connection: &Connection) -> Result<(Client, String), KubernetesE
         config.cluster_url = master.parse().map_err(|error| wrong(&error))?;
     }
     let url = config.cluster_url.to_string();
-    Ok((with_limit(config, SILENCE).map_err(|error| wrong(&error))?, url))
+    // A program that a kubeconfig names for credentials is waited for.
+    let client = spawn_blocking(|| with_limit(config, SILENCE)).await.map_err(|error| wrong(&error))?;
+    Ok((client.map_err(|error| wrong(&error))?, url))
 }
 
 /// Whether a kubeconfig itself says by which proxy its cluster is reached.
@@ -189,6 +194,8 @@ fn names_proxy(kubeconfig: &Kubeconfig) -> bool {
 /// A client that takes a server for gone which says nothing for so long, though it was asked.
 fn with_limit(mut config: Config, silence: Duration) -> kube::Result<Client> {
     config.connect_timeout = Some(CONNECTING);
+    // It would try again by itself for minutes, and nobody would hear of it.
+    config.default_retry = false;
     config.read_timeout = Some(silence);
     // What counts is the time since the last question, and not since the last answer.
     config.reset_reader_on_write = true;
@@ -205,6 +212,7 @@ async fn follow<K>(
 ) where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + fmt::Debug + Send + 'static,
 {
+    let mut pauses = DefaultBackoff::default();
     loop {
         let api = Api::<K>::all(client.clone());
         // That a list is to begin is said before the server is asked: it is no success, after which the next pause would be the shortest.
@@ -214,17 +222,20 @@ async fn follow<K>(
             let error = event.as_ref().err();
             let (is_unknown, is_stuck) = (error.is_some_and(is_unknown), error.is_some_and(is_stuck));
             let said = match event {
-                Ok(event) => item(event),
+                Ok(event) => {
+                    pauses = DefaultBackoff::default();
+                    item(event)
+                }
                 Err(error) => Item::Error(kind, error),
             };
             if items.send(said).await.is_err() {
                 return;
             }
             if is_unknown {
-                sleep(PAUSE).await;
-                // It says what is wrong with the next error, if that is still so.
-                if let Ok((new, _)) = self::client(&connection).await {
-                    client = new;
+                sleep(pauses.next().unwrap_or(PAUSE)).await;
+                match self::client(&connection).await {
+                    Ok((new, _)) => client = new,
+                    Err(error) => warn!("{error}"),
                 }
             }
             if is_unknown || is_stuck {

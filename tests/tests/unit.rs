@@ -136,7 +136,10 @@ fn expect_confined() {
     let seen = fs::read_dir(process.join("root/sys/fs/bpf")).unwrap();
     assert_eq!(seen.map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>(), ["wharf"]);
     let journal = journal();
-    assert!(!journal.contains(" WARN ") && !journal.contains(" ERROR "), "{journal}");
+    // The lab's uplink is a veth, which is told: XDP is not for it.
+    let is_complaint =
+        |line: &&str| (line.contains(" WARN ") || line.contains(" ERROR ")) && !line.contains("eth0 is a veth");
+    assert_eq!(journal.lines().filter(is_complaint).collect::<Vec<_>>(), Vec::<&str>::new());
 }
 
 /// An agent takes over from the unit that runs as root, and leaves files of its own.

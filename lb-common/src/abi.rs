@@ -383,6 +383,12 @@ pub const LAYOUT: u32 = 1;
 /// For how many counters `COUNTERS` has room: more than there are, so that the map outlives an upgrade to more.
 pub const COUNTERS_MAX: usize = 128;
 
+/// For how many interfaces `ADDRESSES` has room: more than a node has pods.
+pub const MAX_INTERFACES: usize = 4096;
+
+/// For how many control groups `EXEMPT` has room.
+pub const MAX_EXEMPT: usize = 1024;
+
 /// How many words of 64 bits `ADDRESS_BITS` has: as many for services as for backends.
 pub const ADDRESS_WORDS: usize = 2 * WORDS_EACH;
 const WORDS_EACH: usize = 1 << 14;

@@ -18,8 +18,8 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         ADDRESS_WORDS, Affinity, AffinityKey, BPF_F_MMAPABLE, Backend, COUNTERS_MAX, Counter, Datagrams, Flow, FlowKey,
-        Fragment, FragmentKey, Frontend, InterfaceAddresses, Service, ServiceKey, Slot, SourceKey, TableRange,
-        Translation, VipKey, Whose, address_bit,
+        Fragment, FragmentKey, Frontend, InterfaceAddresses, MAX_EXEMPT, MAX_INTERFACES, Service, ServiceKey, Slot,
+        SourceKey, TableRange, Translation, VipKey, Whose, address_bit,
     },
     net::{Address, Family, IfIndex, Ipv4Be, Ipv6Be, V4, V6},
     parse::Segment,
@@ -124,7 +124,7 @@ static DATAGRAMS: SkStorage<Datagrams> = SkStorage::new();
 
 /// Control group, by its id → 1. The agent writes, the programs read; a miss means: its sockets are balanced.
 #[btf_map]
-static EXEMPT: HashMap<u64, u32, 1024, NO_PREALLOC> = HashMap::new();
+static EXEMPT: HashMap<u64, u32, MAX_EXEMPT, NO_PREALLOC> = HashMap::new();
 
 /// IPv4 datagram → ports, from its first fragment. The programs write and read; a miss means: the first did not come yet.
 #[btf_map]
@@ -135,9 +135,9 @@ static FRAGMENTS4: Fragments<Ipv4Be> = LruHashMap::new();
 static FRAGMENTS6: Fragments<Ipv6Be> = LruHashMap::new();
 
 /// Interface where our programs meet packets → our addresses there; 0 → those of the node. The agent writes, the programs read; a miss
-/// means: packets are not met there. A node has fewer pods than this has room for.
+/// means: packets are not met there.
 #[btf_map]
-static ADDRESSES: HashMap<u32, InterfaceAddresses, 4096, NO_PREALLOC> = HashMap::new();
+static ADDRESSES: HashMap<u32, InterfaceAddresses, MAX_INTERFACES, NO_PREALLOC> = HashMap::new();
 
 /// 0 → the epoch of next hops, never zero. The agent writes.
 #[btf_map]

@@ -362,7 +362,7 @@ impl Agent {
         };
         let sizes = options.sizes.settle(kernel::pinned_sizes(&pins)?);
         let mut kernel = Kernel::load_pinned(&sizes, &options.settings, pins)?;
-        let addresses = network.addresses(kernel.addresses(), |address| {
+        let mut addresses = network.addresses(kernel.addresses(), |address| {
             first.as_ref().is_some_and(|first| first.desired.is_frontend(address))
         });
         let mut sysctls = Sysctls::open(&cleanup::record(&options.admin)?);
@@ -373,6 +373,10 @@ impl Agent {
             let names = prepared.iter().copied().filter_map(name_of).collect::<Vec<_>>();
             sysctls.prepare(&names);
             sysctls.reserve(&options.settings.snat_ports);
+        }
+        // Until ours are attached they may send by what a former agent's could.
+        for (interface, known) in &mut addresses {
+            known.is_attached &= kernel.addresses().get(interface).map_or(!has_former, |former| former.is_attached);
         }
         // Where a former agent's programs meet packets is known anew when ours are attached; until then theirs go on.
         let former = kernel.addresses().keys().map(|&interface| (interface, Addresses::default())).collect::<Vec<_>>();
@@ -490,7 +494,7 @@ impl Agent {
                 self.look_at = Some(self.looked + LOOK_PAUSE);
             }
         }
-        self.tables.dataplane().begin_epoch();
+        self.tables.dataplane_mut().begin_epoch();
     }
 
     /// Looks at the network, and does what follows from what is there now.

@@ -95,6 +95,18 @@ pub enum DataplaneError {
         /// The flag that sets the size.
         flag: &'static str,
     },
+    /// More than there is room for in a table whose size is fixed; nothing of it was changed.
+    #[error("the table of {table} has room for {size}, and this needs {needed}, so it stays as it was; {remedy}")]
+    Room {
+        /// What the table holds.
+        table: &'static str,
+        /// Entries needed in all.
+        needed: usize,
+        /// Entries there.
+        size: usize,
+        /// What may be done about it.
+        remedy: &'static str,
+    },
     /// XDP is not to be trusted on a veth.
     #[error(
         "{interface} is a veth: it hands over packets whose checksums are not finished, which XDP breaks, and its other end may drop what \
@@ -136,6 +148,14 @@ pub enum DataplaneError {
         /// Why, where the kernel or the loader said so.
         #[source]
         source: Option<aya::maps::MapError>,
+    },
+    /// What a map holds could not be read, or changed.
+    #[error("map {name} could not be read or changed in the kernel")]
+    Entries {
+        /// Which.
+        name: &'static str,
+        /// What the kernel said.
+        source: aya::maps::MapError,
     },
     /// A map could not be mapped into memory.
     #[error("map {name} could not be mapped into memory")]

@@ -138,7 +138,7 @@ pub async fn examine(options: &Options) -> Result<Vec<Check>, NetworkError> {
         are_named: !options.interfaces.is_empty(),
     }));
     checks.extend(xdp::checks(&xdp::Facts::gather(&survey, &roles.uplinks), options.xdp, options.keep_sysctls));
-    let settings = routing::Facts::gather(&survey, &roles.uplinks);
+    let settings = routing::Facts::gather(&survey, &roles);
     checks.extend(routing::checks(&settings, options.keep_sysctls));
     let ways = neighbours::Facts::gather(&survey, &roles, options.services.as_deref()).await?;
     checks.extend(neighbours::checks(&ways));

@@ -151,7 +151,8 @@ enum State {
 #[derive(Clone, Debug)]
 struct Remembered {
     backend: Backend,
-    /// Whether it has taken new flows ever since. If not, it may be forgotten.
+    /// Whether it has taken new flows ever since, and no other one was chosen for a flow that was not opened then. If not, it may be
+    /// forgotten.
     is_firm: bool,
     last_used: u64,
 }
@@ -348,6 +349,9 @@ impl Reference {
         match &outcome.effect {
             Effect::Nothing => {}
             Effect::Opens(flow) => self.open((**flow).clone()),
+            Effect::Tries(service) => {
+                self.remembered.entry((packet.source, service.clone())).and_modify(|it| it.is_firm = false);
+            }
             Effect::Carries(index) => {
                 if let (Body::Segment(segment), Some(tuple)) = (&packet.body, packet.tuple()) {
                     let flow = &mut self.flows[*index];
@@ -454,7 +458,12 @@ impl Reference {
             Eligible::Some(endpoints) => {
                 let endpoints = self.preferred(frontend, packet.source, endpoints);
                 let opening = |endpoint: &&Endpoint| self.opening(hook, packet, tuple, frontend, endpoint);
-                return endpoints.iter().flat_map(opening).collect();
+                let port = &service.ports[frontend.port];
+                let tried = |outcome: Outcome| match outcome.effect {
+                    Effect::Nothing => outcome.with(Effect::Tries((service.name.clone(), port.protocol, port.port))),
+                    _ => outcome,
+                };
+                return endpoints.iter().flat_map(opening).map(tried).collect();
             }
             Eligible::Elsewhere => Outcome::dropped("no-local-endpoints"),
             Eligible::None => refusal(segment, "refused-no-backend", "no-backend"),

@@ -3,22 +3,24 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    net::{Ipv4Addr, SocketAddr},
+    fs, iter,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-use aya::maps::{Array, HashMap, LpmTrie, Map, lpm_trie::Key};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, ProgramArray, lpm_trie::Key};
 use lb_common::{
-    abi::{Frontend, InterfaceAddresses, LAYOUT, SOURCES_IPV4, ServiceKey, Slot, SourceKey},
-    net::Ipv4Be,
+    abi::{Backend, Frontend, InterfaceAddresses, LAYOUT, SOURCES_IPV4, ServiceKey, Slot, SourceKey, VipKey},
+    net::{IpProto, Ipv4Be, Ipv6Be, Port},
 };
 use nix::{
     mount::{MsFlags, mount, umount},
+    net::if_::if_nametoindex,
     sys::signal::Signal,
 };
 use serde_json::Value;
@@ -27,7 +29,7 @@ use tests::{
     SOON,
     agent::Agent,
     eventually, poll,
-    services::{Service, file, vips},
+    services::{Service, cluster_ips, file, vips},
     topology::{Host, Lab, Topology},
     traffic::{Arrivals, Conversations},
     variants::PAIR,
@@ -311,6 +313,38 @@ fn an_agent_takes_over_in_another_mode() {
     for conversations in conversations {
         assert_eq!(conversations.stuck(SOON), Vec::<&str>::new());
     }
+}
+
+#[test]
+fn while_an_agent_starts_nothing_is_sent_by_an_uplink_that_xdp_does_not_send_by() {
+    let lab = lab();
+    let host = lab.lb();
+    // XDP programs are taken by the driver of a tap device, and not by a bridge.
+    host.namespace()
+        .ip("tuntap add dev card mode tap\nlink add bridge type bridge\nlink set card up\nlink set bridge up");
+    let arguments = ["--interface", "card", "--interface", "bridge", "--xdp", "auto"];
+    let mut agent = Agent::start(&lab, &web(lab.backends()), &arguments);
+    let map = || Map::HashMap(host.pinned_map("ADDRESSES")).try_into().unwrap();
+    let addresses: HashMap<_, u32, InterfaceAddresses> = map();
+    let [card, bridge] = ["card", "bridge"].map(|name| host.namespace().run(|| if_nametoindex(name).unwrap()));
+    let is_attached = |interface| addresses.get(&interface, 0).unwrap().is_attached;
+    assert_eq!([is_attached(card), is_attached(bridge)], [1, 0]);
+    agent.signal(Signal::SIGTERM);
+    agent.wait();
+    let another = agent.launch_another(&lab, &arguments);
+    let is_ready = AtomicBool::new(false);
+    let was_sent_by = thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let attached = iter::repeat_with(|| is_attached(bridge) != 0);
+            attached.take_while(|_| !is_ready.load(Ordering::Relaxed)).any(|it| it)
+        });
+        let is_in_time = poll(SOON, || another.cli(&["status"]).status.success().then_some(()));
+        is_ready.store(true, Ordering::Relaxed);
+        assert!(is_in_time.is_some(), "it does not start");
+        watch.join().unwrap()
+    });
+    assert!(!was_sent_by);
+    assert_eq!([is_attached(card), is_attached(bridge)], [1, 0]);
 }
 
 #[test]
@@ -684,7 +718,34 @@ fn what_somebody_else_writes_to_the_maps_is_found_and_put_right() {
     };
     let entries = || addresses().iter().map(Result::unwrap).collect::<Vec<_>>();
     let mut exempt: HashMap<_, u64, u32> = Map::HashMap(lab.lb().pinned_map("EXEMPT")).try_into().unwrap();
-    let spoil: [&mut dyn FnMut(); 7] = [
+    let frontends = || -> HashMap<_, ServiceKey<Ipv4Be>, Frontend> {
+        Map::HashMap(lab.lb().pinned_map("SERVICES4")).try_into().unwrap()
+    };
+    let mut backends: Array<_, Backend> = Map::Array(lab.lb().pinned_map("BACKENDS")).try_into().unwrap();
+    let mut epoch: Array<_, u32> = Map::Array(lab.lb().pinned_map("EPOCH")).try_into().unwrap();
+    let bogus = |proto| ServiceKey::new(Ipv4Be::from(Ipv4Addr::new(203, 0, 113, 9)), Port::from_host(80), proto);
+    let insert = |key| frontends().insert(key, Frontend { service: 0, flags: 0 }, 0).unwrap();
+    let spoil: [&mut dyn FnMut(); 13] = [
+        // Frontends that nobody asked for, and such that no packet finds.
+        &mut || insert(bogus(IpProto::TCP)),
+        &mut || insert(bogus(IpProto::ICMP)),
+        &mut || {
+            let address = Ipv6Be::from(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9));
+            let mut key = ServiceKey::new(address, Port::from_host(80), IpProto::TCP);
+            key._pad = [7];
+            let map = Map::HashMap(lab.lb().pinned_map("SERVICES6"));
+            let mut frontends: HashMap<_, ServiceKey<Ipv6Be>, Frontend> = map.try_into().unwrap();
+            frontends.insert(key, Frontend { service: 0, flags: 0 }, 0).unwrap();
+        },
+        // Flows that are open would be over.
+        &mut || {
+            let backend = backends.get(&0, 0).unwrap();
+            backends.set(0, Backend { generation: backend.generation + 1, ..backend }, 0).unwrap();
+        },
+        // Next hops that were good once would be again.
+        &mut || epoch.set(0, epoch.get(&0, 0).unwrap() - 1, 0).unwrap(),
+        // Packets that open flows would be dropped.
+        &mut || ["XDP_STAGES", "TC_STAGES"].iter().for_each(|name| clear_stages(lab.lb(), name)),
         // Nobody has this backend.
         &mut || slots.set(0, Slot::new(4711), 0).unwrap(),
         &mut || {
@@ -718,6 +779,44 @@ fn what_somebody_else_writes_to_the_maps_is_found_and_put_right() {
             assert_eq!(lab.client().get_many(vip, 3, 1).answers, BTreeMap::from([("b1".to_owned(), 3)]));
         }
     }
+}
+
+/// Makes programs find none to hand packets on to.
+#[track_caller]
+fn clear_stages(host: &Host, array: &str) {
+    let programs = host.pins().into_iter().find(|path| path.ends_with("programs")).unwrap();
+    for agent in fs::read_dir(programs).unwrap() {
+        let map = MapData::from_pin(agent.unwrap().path().join(array)).unwrap();
+        let mut stages: ProgramArray<_> = Map::ProgramArray(map).try_into().unwrap();
+        for stage in stages.indices().map(Result::unwrap).collect::<Vec<_>>() {
+            stages.clear_index(&stage).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_somebody_else_has_removed_from_the_maps_may_leave_the_services_too() {
+    let lab = lab();
+    let _servers = lab.serve(8080);
+    let both = [1, 2].map(|k| Service::new(k).endpoints([lab.backend(1)]));
+    let agent = Agent::start(&lab, &file(both), &[]);
+    let mut frontends: HashMap<_, ServiceKey<Ipv4Be>, Frontend> =
+        Map::HashMap(lab.lb().pinned_map("SERVICES4")).try_into().unwrap();
+    let mut addresses: HashMap<_, VipKey<Ipv4Be>, u32> = Map::HashMap(lab.lb().pinned_map("VIPS4")).try_into().unwrap();
+    let [second, _] = cluster_ips(2);
+    for key in frontends.keys().map(Result::unwrap).filter(|it| IpAddr::from(it.address) == second).collect::<Vec<_>>()
+    {
+        frontends.remove(&key).unwrap();
+    }
+    for key in addresses.keys().map(Result::unwrap).filter(|it| IpAddr::from(it.address) == second).collect::<Vec<_>>()
+    {
+        addresses.remove(&key).unwrap();
+    }
+    agent.edit(&web([lab.backend(2)]));
+    let answers = || lab.client().get_many(vips(1)[0], 3, 1).answers;
+    eventually("services change all the same", || answers() == BTreeMap::from([("b2".to_owned(), 3)]));
+    assert_eq!(agent.status()["servicesError"], Value::Null);
+    assert!(agent.cli(&["verify"]).status.success());
 }
 
 // For good.

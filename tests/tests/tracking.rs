@@ -607,7 +607,7 @@ fn a_next_hop_is_remembered_until_the_epoch_ends() {
         assert!(status.is_ok_and(|status| status.success()), "the router's address can't be changed");
         let result = datapath.from_clients(&data("192.0.2.7", 4242));
         assert_eq!(to(&result.packet), tests::datapath::ROUTER_MAC, "the entry holds the next hop");
-        datapath.tables.dataplane().begin_epoch();
+        datapath.tables.dataplane_mut().begin_epoch();
         for _ in 0..2 {
             let result = datapath.from_clients(&data("192.0.2.7", 4242));
             assert_eq!(to(&result.packet), [2, 0, 0, 0, 0, 0x99], "a new epoch, a new answer");
@@ -667,7 +667,7 @@ fn a_connection_in_which_only_the_client_talks_can_still_be_answered() {
                 send(datapath, &data("192.0.2.7", 4242));
             }
         }
-        datapath.tables.dataplane().begin_epoch();
+        datapath.tables.dataplane_mut().begin_epoch();
         std::thread::sleep(std::time::Duration::from_millis(4400));
         assert_eq!(send(datapath, &data("192.0.2.7", 4242)).1, ours, "the connection goes on");
         let result = datapath.from_clients(&answer);

@@ -43,6 +43,8 @@ pub(super) struct Sockets {
     gone: u64,
     /// The control groups whose sockets are left alone.
     exempt: Option<Watch>,
+    /// Why others are.
+    not_exempt: Option<String>,
 }
 
 impl SocketOptions {
@@ -171,11 +173,12 @@ impl Agent {
             .map(|it| format!("{}: {}", it.hook.name(), it.hook.cost()))
             .chain(unended)
             .filter(|_| sockets.is_some_and(|it| it.group.is_some()));
+        let failures = sockets.into_iter().flat_map(|it| [&it.failure, &it.not_exempt]).flatten().cloned();
         SocketsReport {
             mode: self.options.sockets.mode.name().to_owned(),
             cgroup: sockets.and_then(|it| it.group.clone()),
             attached: kernel.attached_hooks(),
-            missing: sockets.and_then(|it| it.failure.clone()).into_iter().chain(missing).collect(),
+            missing: failures.chain(missing).collect(),
             loopback: kernel.loopback().map(|it| it.tc().name().to_owned()),
             ended: sockets.and_then(|it| it.ender.as_ref()).map_or(0, Ender::ended),
         }
@@ -186,9 +189,13 @@ impl Sockets {
     /// Leaves the sockets of the exempt control groups that are there now alone, and of no others.
     fn exempt(&mut self, kernel: &mut Kernel) {
         let ids = self.exempt.as_mut().map(Watch::ids).unwrap_or_default();
-        if let Err(error) = kernel.set_exempt(&ids) {
-            error!(error = describe(&error), "the sockets of exempt control groups are balanced as others");
+        let refused = kernel.set_exempt(&ids).err().map(|error| describe(&error));
+        if refused != self.not_exempt
+            && let Some(error) = &refused
+        {
+            error!(error, "other sockets than before should be left alone, and are not");
         }
+        self.not_exempt = refused;
     }
 
     /// Waits until other exempt control groups may be there than before.

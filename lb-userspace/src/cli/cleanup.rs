@@ -22,12 +22,22 @@ pub(super) fn run(Args { bpffs, admin }: &Args) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("the event loop could not be set up")?;
+    let record = cleanup::record(admin)?;
+    let is_on_record = record.exists();
     let had_anything = runtime.block_on(async {
         // Held until all is gone, so that no agent starts meanwhile; removed then.
         let _server = admin::server::Server::bind(admin).await?;
         cleanup::expect_pins(bpffs, admin, None)?;
         anyhow::Ok(cleanup::clean_up(bpffs, admin).await?)
     })?;
-    print(if had_anything { "nothing of wharf is left\n" } else { "there was nothing of wharf here\n" })?;
+    match (had_anything, is_on_record) {
+        (false, _) => print("there was nothing of wharf here\n")?,
+        (true, true) => print("nothing of wharf is left\n")?,
+        (true, false) => print(&format!(
+            "the programs and tables of wharf are gone; there is no {} that would say what was changed on this host: nothing was if the \
+             agent ran with --keep-sysctls, and after one with another --admin it is put back by `wharf cleanup` with that\n",
+            record.display()
+        ))?,
+    }
     Ok(ExitCode::SUCCESS)
 }

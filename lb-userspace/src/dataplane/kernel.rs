@@ -24,7 +24,7 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{
-        HashMap, Map, MapData, MapError, PerCpuArray, ProgramArray,
+        HashMap, Map, MapData, MapError, PerCpuArray,
         lpm_trie::{Key, LpmTrie},
     },
     programs::ProgramFd,
@@ -141,6 +141,7 @@ pub struct Kernel {
     table: Region<Slot>,
     backends: Region<Backend>,
     epoch: Region<u32>,
+    known_epoch: u32,
     address_bits: Region<u64>,
     addresses: HashMap<MapData, u32, InterfaceAddresses>,
     known_addresses: BTreeMap<u32, Addresses>,
@@ -155,7 +156,6 @@ pub struct Kernel {
     attachments: Attachments,
     // Holds the programs, and the maps that only they use.
     object: Ebpf,
-    _stages: Vec<ProgramArray<MapData>>,
     /// The directory where our programs are pinned, if they are to outlive the agent.
     programs: Option<PathBuf>,
     /// Whether nothing of a former agent is in use any more.
@@ -208,7 +208,7 @@ impl Kernel {
             .load(OBJECT)
             .map_err(|error| DataplaneError::Load(Box::new(error)))?;
         let programs = pins.as_ref().map(Pins::new_programs).transpose()?;
-        let stages = programs::load(&mut object, programs.as_deref())?;
+        programs::load(&mut object, programs.as_deref())?;
         let missing_hooks = if sockets.mode == SocketMode::Off { Vec::new() } else { sockets::load(&mut object) };
         let backends: Region<Backend> = region(&mut object, "BACKENDS", sizes.backends)?;
         let watched = Watched::new(map(&mut object, "WATCHED")?, backends.clone());
@@ -222,6 +222,7 @@ impl Kernel {
             table: region(&mut object, "TABLE", sizes.slots)?,
             backends,
             epoch: region(&mut object, "EPOCH", 1)?,
+            known_epoch: 0,
             address_bits: region(&mut object, "ADDRESS_BITS", abi::ADDRESS_WORDS as u32)?,
             addresses: map(&mut object, "ADDRESSES")?,
             known_addresses: BTreeMap::new(),
@@ -234,12 +235,12 @@ impl Kernel {
             missing_hooks,
             attachments: pins.map(Attachments::pinned_in).unwrap_or_default(),
             object,
-            _stages: stages,
             programs,
             is_settled: false,
         };
         kernel.known_addresses = kernel.read_addresses()?;
-        kernel.known_exempt = kernel.read_exempt()?;
+        kernel.known_exempt = kernel.exempt.keys().collect::<Result<_, _>>().map_err(map_error("EXEMPT"))?;
+        kernel.known_epoch = kernel.epoch.get(0);
         kernel.begin_epoch();
         Ok(kernel)
     }
@@ -348,21 +349,28 @@ impl Kernel {
     }
 
     /// Leaves the sockets of these control groups alone, by their ids, and of no others.
+    ///
+    /// # Errors
+    ///
+    /// [`DataplaneError::Room`] if there are too many, and then nothing has changed.
     pub fn set_exempt(&mut self, groups: &BTreeSet<u64>) -> Result<(), DataplaneError> {
-        if self.known_exempt == *groups {
-            return Ok(());
+        let (needed, size) = (groups.len(), abi::MAX_EXEMPT);
+        if needed > size {
+            let (table, remedy) = ("control groups to leave alone", "name one above many with --socket-lb-exempt");
+            return Err(DataplaneError::Room { table, needed, size, remedy });
         }
         let failed = map_error("EXEMPT");
-        for known in self.read_exempt()?.difference(groups) {
-            self.exempt.remove(known).map_err(&failed)?;
+        for gone in self.known_exempt.difference(groups).copied().collect::<Vec<_>>() {
+            removed(self.exempt.remove(&gone)).map_err(&failed)?;
+            self.known_exempt.remove(&gone);
         }
-        groups.iter().try_for_each(|group| self.exempt.insert(group, 1, 0)).map_err(&failed)?;
-        self.known_exempt.clone_from(groups);
+        for &group in groups {
+            if !self.known_exempt.contains(&group) {
+                self.exempt.insert(group, 1, 0).map_err(&failed)?;
+                self.known_exempt.insert(group);
+            }
+        }
         Ok(())
-    }
-
-    fn read_exempt(&self) -> Result<BTreeSet<u64>, DataplaneError> {
-        self.exempt.keys().collect::<Result<_, _>>().map_err(map_error("EXEMPT"))
     }
 
     /// Detaches from the pod-facing devices that don't stay, by their numbers.
@@ -407,24 +415,35 @@ impl Kernel {
     }
 
     /// Makes every next hop that a flow remembers be asked for again.
-    pub fn begin_epoch(&self) {
-        let next = self.epoch.get(0).wrapping_add(1);
+    pub fn begin_epoch(&mut self) {
         // Zero means that there is none.
-        self.epoch.set(0, next.max(1));
+        self.known_epoch = self.known_epoch.wrapping_add(1).max(1);
+        self.epoch.set(0, self.known_epoch);
     }
 
     /// Sets the addresses that packets leave with, by interface number; others are forgotten.
+    ///
+    /// # Errors
+    ///
+    /// [`DataplaneError::Room`] if there are too many, and then nothing has changed.
     pub fn set_addresses(&mut self, addresses: &BTreeMap<u32, Addresses>) -> Result<(), DataplaneError> {
+        let (needed, size) = (addresses.len(), abi::MAX_INTERFACES);
+        if needed > size {
+            let (table, remedy) = ("interfaces", "name fewer with --interface or --pod-interface");
+            return Err(DataplaneError::Room { table, needed, size, remedy });
+        }
         let failed = map_error("ADDRESSES");
-        for (interface, known) in addresses {
-            if self.known_addresses.get(interface) != Some(known) {
+        let is_gone = |interface: &u32| !addresses.contains_key(interface);
+        for gone in self.known_addresses.keys().copied().filter(is_gone).collect::<Vec<_>>() {
+            removed(self.addresses.remove(&gone)).map_err(&failed)?;
+            self.known_addresses.remove(&gone);
+        }
+        for (&interface, known) in addresses {
+            if self.known_addresses.get(&interface) != Some(known) {
                 self.addresses.insert(interface, known.entry(), 0).map_err(&failed)?;
+                self.known_addresses.insert(interface, *known);
             }
         }
-        for interface in self.known_addresses.keys().filter(|interface| !addresses.contains_key(interface)) {
-            self.addresses.remove(interface).map_err(&failed)?;
-        }
-        self.known_addresses.clone_from(addresses);
         Ok(())
     }
 
@@ -523,10 +542,10 @@ impl Dataplane for Kernel {
     }
 
     fn remove_frontend(&mut self, frontend: &Frontend) -> Result<(), DataplaneError> {
-        match frontend.address {
+        removed(match frontend.address {
             SocketAddr::V4(address) => self.services4.remove(&key(frontend, Ipv4Be::from(*address.ip()))),
             SocketAddr::V6(address) => self.services6.remove(&key(frontend, Ipv6Be::from(*address.ip()))),
-        }
+        })
         .map_err(|source| DataplaneError::Frontend { frontend: *frontend, source })
     }
 
@@ -540,10 +559,10 @@ impl Dataplane for Kernel {
     }
 
     fn remove_vip(&mut self, address: IpAddr) -> Result<(), DataplaneError> {
-        match address {
+        removed(match address {
             IpAddr::V4(v4) => self.vips4.remove(&VipKey { address: Ipv4Be::from(v4) }),
             IpAddr::V6(v6) => self.vips6.remove(&VipKey { address: Ipv6Be::from(v6) }),
-        }
+        })
         .map_err(|source| DataplaneError::Vip { address, source })
     }
 
@@ -553,12 +572,12 @@ impl Dataplane for Kernel {
     }
 
     fn remove_source(&mut self, service: u32, range: &IpNet) -> Result<(), DataplaneError> {
-        let removed = self.sources.remove(&source_key(&SourceRange::new(service, range)));
-        removed.map_err(|source| DataplaneError::SourceRange { range: *range, source })
+        let result = self.sources.remove(&source_key(&SourceRange::new(service, range)));
+        removed(result).map_err(|source| DataplaneError::SourceRange { range: *range, source })
     }
 
     fn forget_source(&mut self, range: &SourceRange) -> Result<(), DataplaneError> {
-        self.sources.remove(&source_key(range)).map_err(map_error("SOURCES"))
+        removed(self.sources.remove(&source_key(range))).map_err(map_error("SOURCES"))
     }
 
     fn address_bits(&self) -> &Region<u64> {
@@ -602,15 +621,24 @@ fn source_key(range: &SourceRange) -> Key<SourceKey> {
     Key::new(length, key)
 }
 
-/// The frontend of a key; `None` if its protocol is none that we know, which only drift makes.
-fn frontend<A: Address>(key: &ServiceKey<A>) -> Option<Frontend> {
-    let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.number() == key.proto)?;
-    Some(Frontend { address: SocketAddr::new(key.address.into(), key.port.to_host()), protocol })
+/// The frontend of a key; `None` if no frontend has such a key, which only drift makes.
+fn frontend<A: Address>(found: &ServiceKey<A>) -> Option<Frontend> {
+    let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.number() == found.proto)?;
+    let frontend = Frontend { address: SocketAddr::new(found.address.into(), found.port.to_host()), protocol };
+    (*found == key(&frontend, found.address)).then_some(frontend)
+}
+
+/// What became of a removal: what was not there is as good as removed.
+fn removed(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        result => result,
+    }
 }
 
 /// What a map refused, by its name.
 fn map_error(name: &'static str) -> impl Fn(MapError) -> DataplaneError {
-    move |source| DataplaneError::Map { name, source: Some(source) }
+    move |source| DataplaneError::Entries { name, source }
 }
 
 /// Everything in a map.
@@ -623,7 +651,7 @@ fn listed<K, V>(
 
 fn map<M: TryFrom<Map, Error = MapError>>(object: &mut Ebpf, name: &'static str) -> Result<M, DataplaneError> {
     let map = object.take_map(name).ok_or(DataplaneError::Map { name, source: None })?;
-    M::try_from(map).map_err(map_error(name))
+    M::try_from(map).map_err(|source| DataplaneError::Map { name, source: Some(source) })
 }
 
 fn region<T: aya::Pod>(object: &mut Ebpf, name: &'static str, length: u32) -> Result<Region<T>, DataplaneError> {

@@ -54,6 +54,8 @@ pub struct Tables<D> {
     entries: HashMap<ServiceName, Entry>,
     service_ids: IdPool,
     backend_ids: IdPool,
+    /// By the ids of backends.
+    standings: Vec<Standing>,
     ranges: RangeAllocator<u32>,
     used_slots: u64,
     resting: Vec<Resting>,
@@ -87,6 +89,13 @@ pub struct Member {
     pub id: u32,
     /// What was decided of it.
     pub backend: policy::Backend,
+}
+
+/// What flows and session affinity remember of a backend, beside its id: it stays with the id when the backend is gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Standing {
+    generation: u32,
+    withdrawals: u16,
 }
 
 /// A wait until no packet in flight can hold what was unpublished before.
@@ -143,6 +152,7 @@ impl<D: Dataplane> Tables<D> {
             entries: HashMap::new(),
             service_ids: IdPool::new(sizes.services),
             backend_ids: IdPool::new(sizes.backends),
+            standings: vec![Standing::default(); sizes.backends as usize],
             ranges: RangeAllocator::new(0..sizes.slots),
             used_slots: 0,
             resting: Vec::new(),
@@ -212,7 +222,7 @@ impl<D: Dataplane> Tables<D> {
                 Resting::Backend(id) => {
                     // A packet that had read the slot before the backend left may have read the entry after, and made
                     // a flow of that generation: it must not pass for one of the backend that has the id next.
-                    retire(&self.dataplane, id);
+                    self.retire(id);
                     self.backend_ids.free(id);
                     self.gone += 1;
                 }
@@ -399,15 +409,17 @@ impl<D: Dataplane> Tables<D> {
         backend: policy::Backend,
     ) -> Result<u32, DataplaneError> {
         let id = self.backend_ids.take().ok_or(self.full("backends"))?;
+        let Standing { generation, withdrawals } = self.standing(id);
         let backend = Backend {
             flows: 0,
             active: 0,
             address: net::words(address.ip()),
+            generation,
             port: Port::from_host(address.port()),
             flags: flags(address, backend),
             weight: backend.weight.get(),
+            withdrawals,
             service,
-            ..self.dataplane.backends().get(id)
         };
         self.dataplane.look_for(address.ip(), Whose::Backends);
         self.dataplane.backends().set(id, backend);
@@ -417,13 +429,15 @@ impl<D: Dataplane> Tables<D> {
     /// Frees what was prepared and never published.
     fn give_back(&mut self, name: &ServiceName, entry: Entry) {
         let present = self.entries.get(name);
-        for (address, member) in entry.members() {
-            if present.is_none_or(|present| present.member(&address).is_none()) {
-                retire(&self.dataplane, member.id);
-                self.backend_ids.free(member.id);
-            }
+        let is_present = present.is_some();
+        let is_new = |address| present.is_none_or(|present| present.member(&address).is_none());
+        let new: Vec<_> =
+            entry.members().filter(|&(address, _)| is_new(address)).map(|(_, member)| member.id).collect();
+        for id in new {
+            self.retire(id);
+            self.backend_ids.free(id);
         }
-        if present.is_none() && entry.id != u32::MAX {
+        if !is_present && entry.id != u32::MAX {
             self.service_ids.free(entry.id);
         }
         for range in [entry.cluster, entry.local] {
@@ -523,11 +537,11 @@ impl<D: Dataplane> Tables<D> {
                     if present.member(&address).is_some_and(|before| before.backend != member.backend) {
                         let before = self.dataplane.backends().get(member.id);
                         let (flags, weight) = (flags(address, member.backend), member.backend.weight.get());
-                        let mut after = Backend { flags, weight, ..before };
+                        let after = Backend { flags, weight, ..before };
                         if before.takes_new() && !after.takes_new() {
-                            after.withdrawals = before.withdrawals.wrapping_add(1);
+                            self.change_standing(member.id, |it| it.withdrawals = it.withdrawals.wrapping_add(1));
                         }
-                        store(&self.dataplane, member.id, after);
+                        self.store(member.id, after);
                     }
                 }
                 self.rest(present, |address| entry.member(address).is_some());
@@ -551,7 +565,7 @@ impl<D: Dataplane> Tables<D> {
     /// with their backend do so from now on.
     fn rest(&mut self, entry: Entry, lives_on: impl Fn(&SocketAddr) -> bool) {
         for (_, member) in entry.members().filter(|(address, _)| !lives_on(address)) {
-            retire(&self.dataplane, member.id);
+            self.retire(member.id);
             self.resting.push(Resting::Backend(member.id));
         }
         for range in [entry.cluster, entry.local] {
@@ -559,6 +573,33 @@ impl<D: Dataplane> Tables<D> {
                 self.resting.push(Resting::Slots(range));
             }
         }
+    }
+
+    /// Ends the UDP flows to a backend that has left, and session affinity with it: they remember another generation.
+    fn retire(&mut self, id: u32) {
+        self.change_standing(id, |standing| standing.generation = standing.generation.wrapping_add(1));
+        self.store(id, Backend { flags: 0, weight: 0, ..self.dataplane.backends().get(id) });
+    }
+
+    /// Stores what the agent says of a backend that packets may be using, each word at once, and how its id stands. What the kernel
+    /// counts stays.
+    fn store(&self, id: u32, backend: Backend) {
+        let Backend { generation, port, flags, weight, withdrawals, service, .. } = self.standing(id).of(backend);
+        let ([g0, g1, g2, g3], [p0, p1], [f0, f1]) = (generation.to_ne_bytes(), port.to_bytes(), flags.to_ne_bytes());
+        let ([w0, w1], [x0, x1], [s0, s1, s2, s3]) =
+            (weight.to_ne_bytes(), withdrawals.to_ne_bytes(), service.to_ne_bytes());
+        let first = u64::from_ne_bytes([g0, g1, g2, g3, p0, p1, f0, f1]);
+        let second = u64::from_ne_bytes([w0, w1, x0, x1, s0, s1, s2, s3]);
+        self.dataplane.backends().publish(id, offset_of!(Backend, generation), first);
+        self.dataplane.backends().publish(id, offset_of!(Backend, weight), second);
+    }
+
+    fn standing(&self, id: u32) -> Standing {
+        self.standings.get(id as usize).copied().unwrap_or_default()
+    }
+
+    fn change_standing(&mut self, id: u32, change: impl FnOnce(&mut Standing)) {
+        self.standings.get_mut(id as usize).map(change).unwrap_or_default();
     }
 
     fn full(&self, table: &'static str) -> DataplaneError {
@@ -591,6 +632,14 @@ impl<D: Dataplane> Tables<D> {
             _ => self.used_slots + sets.map(|(_, serving)| n_slots(serving)).sum::<u64>(),
         };
         DataplaneError::Full { table, needed, size, flag }
+    }
+}
+
+impl Standing {
+    /// A backend as it is with an id that stands so.
+    fn of(self, backend: Backend) -> Backend {
+        let Self { generation, withdrawals } = self;
+        Backend { generation, withdrawals, ..backend }
     }
 }
 
@@ -652,25 +701,6 @@ fn flags(address: SocketAddr, backend: policy::Backend) -> u16 {
         | flag(backend.is_on_node, Backend::ON_NODE)
         | flag(backend.in_cluster, Backend::IN_CLUSTER)
         | flag(backend.in_local, Backend::IN_LOCAL)
-}
-
-/// Ends the UDP flows to a backend that has left, and session affinity with it: they remember another generation.
-fn retire(dataplane: &impl Dataplane, id: u32) {
-    let backend = dataplane.backends().get(id);
-    let generation = backend.generation.wrapping_add(1);
-    store(dataplane, id, Backend { generation, flags: 0, weight: 0, ..backend });
-}
-
-/// Stores what the agent says of a backend that packets may be using, each word at once. What the kernel counts stays.
-fn store(dataplane: &impl Dataplane, id: u32, backend: Backend) {
-    let Backend { generation, port, flags, weight, withdrawals, service, .. } = backend;
-    let ([g0, g1, g2, g3], [p0, p1], [f0, f1]) = (generation.to_ne_bytes(), port.to_bytes(), flags.to_ne_bytes());
-    let ([w0, w1], [x0, x1], [s0, s1, s2, s3]) =
-        (weight.to_ne_bytes(), withdrawals.to_ne_bytes(), service.to_ne_bytes());
-    let first = u64::from_ne_bytes([g0, g1, g2, g3, p0, p1, f0, f1]);
-    let second = u64::from_ne_bytes([w0, w1, x0, x1, s0, s1, s2, s3]);
-    dataplane.backends().publish(id, offset_of!(Backend, generation), first);
-    dataplane.backends().publish(id, offset_of!(Backend, weight), second);
 }
 
 /// The slots of those backends that take new flows, for backends of these ids.

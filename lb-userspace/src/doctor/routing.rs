@@ -1,12 +1,15 @@
 //! The kernel settings without which packets are not forwarded. Most of them `wharf run` sets itself, unless it is told not to.
 
-use std::{io, net::IpAddr, path::Path};
+use std::{collections::BTreeSet, io, net::IpAddr, path::Path};
 
 use nix::sys::statvfs::{FsFlags, statvfs};
 
-use super::{Check, Verdict};
+use super::{Check, Verdict, list};
 use crate::{
-    network::survey::{Link, Survey},
+    network::{
+        Roles,
+        survey::{Link, Survey},
+    },
     sysctl,
 };
 
@@ -15,6 +18,8 @@ pub(super) struct Facts {
     /// Whether settings can be changed by root: not in most containers.
     pub(super) can_be_set: bool,
     uplinks: Vec<Uplink>,
+    /// By which interfaces the stack takes in what pods send, each with whether it forwards IPv4.
+    pods: Vec<(String, io::Result<String>)>,
     ipv6_forwarding: io::Result<String>,
     /// Whether packets may leave with an IPv6 address.
     has_ipv6: bool,
@@ -34,11 +39,15 @@ struct Uplink {
 const SETTINGS: &str = "/proc/sys/net";
 
 impl Facts {
-    pub(super) fn gather(survey: &Survey, uplinks: &[String]) -> Self {
-        let named = survey.devices.iter().filter(|device| uplinks.contains(&device.name));
+    pub(super) fn gather(survey: &Survey, roles: &Roles) -> Self {
+        let named = survey.devices.iter().filter(|device| roles.uplinks.contains(&device.name));
+        // What comes in by a port of a bridge comes in by the bridge.
+        let taken_in_by = |pod: &Link| pod.port_of.and_then(|it| survey.device(it)).unwrap_or(pod).name.clone();
+        let of_pods: BTreeSet<_> = survey.pod_devices(roles).map(taken_in_by).collect();
         Self {
             can_be_set: statvfs(SETTINGS).is_ok_and(|it| !it.flags().contains(FsFlags::ST_RDONLY)),
             uplinks: named.clone().map(Uplink::gather).collect(),
+            pods: of_pods.into_iter().map(|name| (name.clone(), read("ipv4", &name, "forwarding"))).collect(),
             ipv6_forwarding: read("ipv6", "all", "forwarding"),
             has_ipv6: survey
                 .addresses
@@ -78,6 +87,7 @@ pub(super) fn checks(facts: &Facts, keep_sysctls: bool) -> Vec<Check> {
     };
     let mut checks: Vec<_> = facts.uplinks.iter().flat_map(of_uplink).collect();
     checks.push(judge.ipv6_forwarding(&facts.ipv6_forwarding, facts.has_ipv6));
+    checks.extend(pod_forwarding(&facts.pods));
     checks
 }
 
@@ -193,6 +203,25 @@ impl Judge {
     }
 }
 
+/// What pods answer: their devices come and go, and `wharf run` leaves them alone.
+fn pod_forwarding(pods: &[(String, io::Result<String>)]) -> Option<Check> {
+    const NAME: &str = "pod-forwarding";
+    if let Some((name, Err(error))) = pods.iter().find(|(_, value)| value.is_err()) {
+        return Some(unreadable(NAME, &format!("net.ipv4.conf.{}.forwarding", name.replace('.', "/")), error));
+    }
+    let forwards = |value: &io::Result<String>| value.as_ref().is_ok_and(|it| it == "1");
+    let wrong: Vec<_> = pods.iter().filter(|(_, value)| !forwards(value)).map(|(name, _)| name).collect();
+    if wrong.is_empty() {
+        let names: Vec<_> = pods.iter().map(|(name, _)| name).collect();
+        let found = format!("IPv4 packets that come in by {} are forwarded", list(&names));
+        return (!pods.is_empty()).then(|| Check::ok(NAME, found));
+    }
+    let found = format!("IPv4 packets that come in by {} are not forwarded, nor so what pods answer", list(&wrong));
+    let remedy =
+        "sysctl -w net.ipv4.ip_forward=1, which holds for devices to come as well; wharf run sets it for uplinks alone";
+    Some(Check::not_ok(Verdict::Problem, NAME, found, remedy))
+}
+
 fn unreadable(name: &'static str, key: &str, error: &io::Error) -> Check {
     Check::unknown(name, format!("{key} can't be read: {error}"), "run wharf doctor as root")
 }
@@ -223,7 +252,8 @@ mod tests {
     }
 
     fn facts(uplink: Uplink) -> Facts {
-        Facts { can_be_set: true, uplinks: vec![uplink], ipv6_forwarding: is("1"), has_ipv6: true }
+        let pods = vec![("cni0".to_owned(), is("1"))];
+        Facts { can_be_set: true, uplinks: vec![uplink], pods, ipv6_forwarding: is("1"), has_ipv6: true }
     }
 
     #[track_caller]
@@ -266,6 +296,17 @@ mod tests {
         says(&with("1", "2"), true, "rp-filter", Fine, "counts as 2");
         says(&with("0", "1"), true, "rp-filter", Problem, "rp_filter=2");
         says(&with("0", "0"), true, "rp-filter", Fine, "counts as 0");
+    }
+
+    #[test]
+    fn what_pods_answer_has_to_be_forwarded_too() {
+        let pods = |value| vec![("cni0".to_owned(), is("1")), ("veth7".to_owned(), value)];
+        let with = |value| Facts { pods: pods(value), ..facts(good()) };
+        says(&with(is("1")), false, "pod-forwarding", Fine, "cni0, veth7 are forwarded");
+        says(&with(is("0")), false, "pod-forwarding", Problem, "by veth7 are not forwarded");
+        says(&with(missing()), false, "pod-forwarding", Unknown, "veth7.forwarding can't be read");
+        let none = Facts { pods: Vec::new(), ..facts(good()) };
+        assert!(checks(&none, false).iter().all(|check| check.name != "pod-forwarding"));
     }
 
     #[test]

@@ -59,6 +59,12 @@ impl Survey {
         roles.pod_facing(&self.devices)
     }
 
+    /// The devices on which packets of pods would be met.
+    pub(crate) fn pod_devices(&self, roles: &Roles) -> impl Iterator<Item = &Link> {
+        let met = roles.pod_devices(&self.devices, &self.pod_facing(roles));
+        met.into_iter().filter_map(|it| self.device(it.index))
+    }
+
     pub(crate) fn device(&self, index: u32) -> Option<&Link> {
         self.devices.iter().find(|device| device.index == index)
     }

@@ -6,7 +6,7 @@ use etherparse::{Ethernet2Slice, NetSlice, SlicedPacket, TcpSlice, TransportSlic
 
 use super::{
     Flow,
-    packet::{Body, Header, Packet, Segment},
+    packet::{Body, Header, Packet, Protocol, Segment},
 };
 use crate::packet::{check_checksums, describe};
 
@@ -78,6 +78,8 @@ pub enum Effect {
     Nothing,
     /// That this flow was opened.
     Opens(Box<Flow>),
+    /// That a backend was chosen for a flow that was not opened, of the service that backends know so.
+    Tries((String, Protocol, u16)),
     /// That the flow of this number carried it.
     Carries(usize),
 }

@@ -296,8 +296,12 @@ fn a_clients_new_flows_stay_with_a_backend_that_takes_them() {
     reference.apply(&[sticky(&both)]);
     assert_eq!(destinations(&mut reference, OUTSIDE, &next(4)).len(), 2, "it may have been forgotten");
     assert_eq!(sent_to_any(&mut reference, &next(5)), ip(REMOTE));
+    let expired = Packet { ttl: 1, ..next(6) };
+    assert_eq!(only(&mut reference, OUTSIDE, &expired).reason, "ttl-expired");
+    assert_eq!(destinations(&mut reference, OUTSIDE, &next(7)).len(), 2, "another one may have been chosen");
+    assert_eq!(sent_to_any(&mut reference, &next(8)), ip(REMOTE));
     reference.wait(101);
-    assert_eq!(destinations(&mut reference, OUTSIDE, &next(6)).len(), 2);
+    assert_eq!(destinations(&mut reference, OUTSIDE, &next(9)).len(), 2);
 }
 
 fn sent_to_any(reference: &mut Reference, packet: &Packet) -> IpAddr {

@@ -1,32 +1,57 @@
 //! Whether those maps say what they were made to say that don't go by services.
 
-use lb_common::abi::InterfaceAddresses;
+use std::fmt;
 
-use super::{Kernel, listed, map_error};
+use aya::{
+    Pod,
+    maps::{HashMap, MapData},
+};
+use lb_common::{
+    abi::{Frontend, InterfaceAddresses, ServiceKey},
+    net::Address,
+};
+
+use super::{
+    Kernel, frontend, listed, map_error,
+    programs::{self, N_STAGES},
+    removed,
+};
 use crate::dataplane::{
     DataplaneError,
     tables::{Drift, audit_keys},
 };
 
 impl Kernel {
-    /// Looks for drift in what packets leave with, and in whose sockets are left alone, and puts it right if that is asked for.
+    /// Looks for drift in what packets leave with, in whose sockets are left alone, in what leads from program to program, and for
+    /// frontends that could not be, and puts it right if that is asked for.
     ///
     /// # Errors
     ///
     /// If a map can't be read, or repaired.
     pub fn audit(&mut self, repair: bool) -> Result<Vec<Drift>, DataplaneError> {
         let mut drift = self.audit_addresses(repair)?;
+        drift.extend(self.audit_epoch());
         if repair && !drift.is_empty() {
             // Flows may have got their next hops by what was there.
             self.begin_epoch();
         }
         drift.extend(self.audit_exempt(repair)?);
+        drift.extend(audit_frontends("SERVICES4", &mut self.services4, repair)?);
+        drift.extend(audit_frontends("SERVICES6", &mut self.services6, repair)?);
+        drift.extend(programs::audit_stages(&mut self.object, repair)?);
         Ok(drift)
     }
 
     /// How many entries that looks at.
     pub fn audited(&self) -> u64 {
-        (self.known_addresses.len() + self.known_exempt.len()) as u64
+        (self.known_addresses.len() + self.known_exempt.len() + N_STAGES + 1) as u64
+    }
+
+    fn audit_epoch(&self) -> Option<Drift> {
+        let (expected, found) = (self.known_epoch, self.epoch.get(0));
+        let drift =
+            |map| Drift { map, entry: "0".to_owned(), expected: expected.to_string(), found: found.to_string() };
+        (found != expected).then(|| drift("EPOCH"))
     }
 
     fn audit_addresses(&mut self, repair: bool) -> Result<Vec<Drift>, DataplaneError> {
@@ -36,7 +61,7 @@ impl Kernel {
         let set = |kernel: &mut Self, interface: &u32, value: Option<InterfaceAddresses>| {
             match value {
                 Some(value) => kernel.addresses.insert(interface, value, 0),
-                None => kernel.addresses.remove(interface),
+                None => removed(kernel.addresses.remove(interface)),
             }
             .map_err(map_error(name))
         };
@@ -54,11 +79,32 @@ impl Kernel {
         let set = |kernel: &mut Self, group: &u64, value: Option<u32>| {
             match value {
                 Some(value) => kernel.exempt.insert(group, value, 0),
-                None => kernel.exempt.remove(group),
+                None => removed(kernel.exempt.remove(group)),
             }
             .map_err(map_error(name))
         };
         let entry = |group: &u64, _: &u32| format!("control group {group}");
         audit_keys(self, name, &expected, &found, entry, u32::to_string, repair.then_some(set))
     }
+}
+
+/// Entries with keys that no frontend has, so that no packet finds them: all others are compared as frontends.
+fn audit_frontends<A: Address>(
+    name: &'static str,
+    frontends: &mut HashMap<MapData, ServiceKey<A>, Frontend>,
+    repair: bool,
+) -> Result<Vec<Drift>, DataplaneError>
+where
+    ServiceKey<A>: Pod + fmt::Debug,
+{
+    let is_none = |(key, _): &(ServiceKey<A>, Frontend)| frontend(key).is_none();
+    let mut drift = Vec::new();
+    for (key, value) in listed(name, frontends.iter())?.into_iter().filter(is_none) {
+        let (entry, found) = (format!("{key:?}"), format!("service {}, flags {:#x}", value.service, value.flags));
+        drift.push(Drift { map: name, entry, expected: "not there".to_owned(), found });
+        if repair {
+            removed(frontends.remove(&key)).map_err(map_error(name))?;
+        }
+    }
+    Ok(drift)
 }

@@ -1,17 +1,17 @@
 //! The programs of the object: what they are called, how they are loaded, handed to each other, and run on single packets.
 
-use std::path::Path;
+use std::{os::fd::AsFd as _, path::Path};
 
 use aya::{
     Ebpf, TestRunOptions,
-    maps::{MapData, ProgramArray},
+    maps::{Map, MapError, ProgramArray},
     programs::{Program, ProgramError, ProgramFd, SchedClassifier, TestRun as _, Xdp},
 };
 use aya_obj::programs::XdpAttachType;
 use lb_common::verdict::Stage;
 
-use super::{map, map_error};
-use crate::dataplane::DataplaneError;
+use super::sys;
+use crate::dataplane::{DataplaneError, tables::Drift};
 
 /// Where packets meet one of our programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -91,9 +91,9 @@ pub enum Origin {
 /// (`prog_array_map_clear` in `kernel/bpf/arraymap.c`).
 const STAGES: [(&str, &str); 2] = [("XDP_STAGES", "wharf_xdp"), ("TC_STAGES", "wharf_tc")];
 
-/// Loads every program, and lets them find each other for as long as what is returned lives, or is pinned: in a directory, if
+/// Loads every program, and lets them find each other for as long as the object lives, or what is pinned: in a directory, if
 /// there is one for it.
-pub(super) fn load(object: &mut Ebpf, pins: Option<&Path>) -> Result<Vec<ProgramArray<MapData>>, DataplaneError> {
+pub(super) fn load(object: &mut Ebpf, pins: Option<&Path>) -> Result<(), DataplaneError> {
     for name in names() {
         let program = object.program_mut(&name).ok_or_else(|| missing(&name))?;
         match program {
@@ -106,22 +106,54 @@ pub(super) fn load(object: &mut Ebpf, pins: Option<&Path>) -> Result<Vec<Program
             program.pin(&path).map_err(|source| DataplaneError::Pin { path, source })?;
         }
     }
-    STAGES
-        .iter()
-        .map(|&(array, kind)| {
-            if let (Some(directory), Some(map)) = (pins, object.map(array)) {
-                let path = directory.join(array);
-                map.pin(&path).map_err(|source| DataplaneError::Pin { path, source })?;
-            }
-            let mut stages: ProgramArray<MapData> = map(object, array)?;
-            for stage in Stage::ALL {
-                let program = descriptor(object, &stage_name(kind, stage))?;
-                stages.set(stage as u32, program, 0).map_err(map_error(array))?;
-            }
-            Ok(stages)
-        })
-        .collect()
+    for (array, kind) in STAGES {
+        if let (Some(directory), Some(map)) = (pins, object.map(array)) {
+            let path = directory.join(array);
+            map.pin(&path).map_err(|source| DataplaneError::Pin { path, source })?;
+        }
+        Stage::ALL.into_iter().try_for_each(|stage| set_stage(object, array, kind, stage))?;
+    }
+    Ok(())
 }
+
+/// Makes the programs of one kind hand packets of a stage on to its program.
+fn set_stage(object: &mut Ebpf, array: &'static str, kind: &str, stage: Stage) -> Result<(), DataplaneError> {
+    let refused = |source| DataplaneError::Entries { name: array, source };
+    let program = descriptor(object, &stage_name(kind, stage))?.try_clone();
+    let program = program.map_err(|error| refused(MapError::IoError(error)))?;
+    let map = object.map_mut(array).ok_or(DataplaneError::Map { name: array, source: None })?;
+    ProgramArray::try_from(map).and_then(|mut stages| stages.set(stage as u32, &program, 0)).map_err(refused)
+}
+
+/// Looks for stages that are not handed on to their programs, and puts that right if that is asked for.
+pub(super) fn audit_stages(object: &mut Ebpf, repair: bool) -> Result<Vec<Drift>, DataplaneError> {
+    let mut drift = Vec::new();
+    for (array, kind) in STAGES {
+        for stage in Stage::ALL {
+            let name = stage_name(kind, stage);
+            let program = object.program(&name).ok_or_else(|| missing(&name))?;
+            let expected = program.info().map_err(|error| refused(&name, error))?.id();
+            let Some(Map::ProgramArray(stages)) = object.map(array) else {
+                return Err(DataplaneError::Map { name: array, source: None });
+            };
+            let found = sys::program_in(stages.fd().as_fd(), stage as u32)
+                .map_err(|error| DataplaneError::Entries { name: array, source: MapError::IoError(error) })?;
+            if found == Some(expected) {
+                continue;
+            }
+            let found = found.map_or_else(|| "not there".to_owned(), |id| format!("program {id}"));
+            let (entry, expected) = (stage.name().to_owned(), format!("program {expected}"));
+            drift.push(Drift { map: array, entry, expected, found });
+            if repair {
+                set_stage(object, array, kind, stage)?;
+            }
+        }
+    }
+    Ok(drift)
+}
+
+/// How many stages there are to look at.
+pub(super) const N_STAGES: usize = STAGES.len() * Stage::ALL.len();
 
 /// Every program by its name: those of the hooks, then those that they hand packets on to.
 pub(super) fn names() -> impl Iterator<Item = String> {

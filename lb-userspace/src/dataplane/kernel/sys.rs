@@ -67,6 +67,36 @@ struct LinkInfo {
     place: [u32; 2],
 }
 
+/// The members for `BPF_MAP_LOOKUP_ELEM`.
+#[repr(C)]
+struct ElementAttr {
+    map_fd: u32,
+    _pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// The id of the program in a place of a program array, if there is one: that is what the kernel tells of it
+/// (`bpf_fd_array_map_lookup_elem` in kernel/bpf/arraymap.c).
+pub(super) fn program_in(array: BorrowedFd<'_>, index: u32) -> io::Result<Option<u32>> {
+    const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
+    let mut id = 0_u32;
+    let mut attr = ElementAttr {
+        map_fd: array.as_raw_fd() as u32,
+        _pad: 0,
+        key: (&raw const index).expose_provenance() as u64,
+        value: (&raw mut id).expose_provenance() as u64,
+        flags: 0,
+    };
+    // SAFETY: The attributes are the command's; keys and values of such a map are 32 bits.
+    match unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &mut attr) } {
+        Ok(_) => Ok(Some(id)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// What a pinned link is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LinkPlace {

@@ -12,7 +12,7 @@ use lb_common::{
     net,
 };
 
-use super::{Entry, Tables, flags, former::address, identity, settings, settings_word, slots, store, word};
+use super::{Entry, Tables, flags, former::address, identity, settings, settings_word, slots, word};
 use crate::{
     dataplane::{
         Dataplane, DataplaneError,
@@ -116,7 +116,7 @@ impl<D: Dataplane> Tables<D> {
         let mut drift = Vec::new();
         for id in 0..backends.length() {
             let found = backends.get(id);
-            let wanted = match expected.get(&id) {
+            let wanted = self.standing(id).of(match expected.get(&id) {
                 Some(&(service, address, backend)) => Backend {
                     address: net::words(address.ip()),
                     port: net::Port::from_host(address.port()),
@@ -126,14 +126,14 @@ impl<D: Dataplane> Tables<D> {
                     ..found
                 },
                 None => Backend { flags: found.flags & !Backend::TAKEN, ..found },
-            };
+            });
             if found != wanted {
                 drift.push(Drift::new("BACKENDS", id, described(&wanted), described(&found)));
                 if repair {
                     let [first, second] = wanted.address;
                     backends.publish(id, offset_of!(Backend, address), first);
                     backends.publish(id, offset_of!(Backend, address) + size_of::<u64>(), second);
-                    store(&self.dataplane, id, wanted);
+                    self.store(id, wanted);
                 }
             }
         }
@@ -179,9 +179,10 @@ impl<D: Dataplane> Tables<D> {
             let service = self.entries.get(&route.service)?.id;
             Some((frontend, abi::Frontend { service, flags: route.flags }))
         });
-        let (expected, mut found) = (expected.collect(), self.dataplane.frontends()?);
-        // One whose address the programs don't look for is as good as not there.
-        found.retain(|frontend, _| self.dataplane.is_looked_for(frontend.address.ip(), Whose::Services));
+        let (expected, mut found): (BTreeMap<_, _>, _) = (expected.collect(), self.dataplane.frontends()?);
+        // One of ours whose address the programs don't look for is as good as not there.
+        let is_looked_for = |it: &Frontend| self.dataplane.is_looked_for(it.address.ip(), Whose::Services);
+        found.retain(|frontend, _| !expected.contains_key(frontend) || is_looked_for(frontend));
         let set = |dataplane: &mut D, frontend: &Frontend, value| match value {
             Some(value) => dataplane.set_frontend(frontend, value),
             None => dataplane.remove_frontend(frontend),
@@ -192,9 +193,10 @@ impl<D: Dataplane> Tables<D> {
     }
 
     fn audit_vips(&mut self, repair: bool) -> Result<Vec<Drift>, DataplaneError> {
-        let expected = self.applied.vips.iter().map(|(&address, &flags)| (address, flags)).collect();
+        let expected: BTreeMap<_, _> = self.applied.vips.iter().map(|(&address, &flags)| (address, flags)).collect();
         let mut found = self.dataplane.vips()?;
-        found.retain(|&address, _| self.dataplane.is_looked_for(address, Whose::Services));
+        let is_looked_for = |address| self.dataplane.is_looked_for(address, Whose::Services);
+        found.retain(|address, _| !expected.contains_key(address) || is_looked_for(*address));
         let set = |dataplane: &mut D, &address: &IpAddr, flags| match flags {
             Some(flags) => dataplane.set_vip(address, flags),
             None => dataplane.remove_vip(address),
@@ -248,6 +250,9 @@ pub(in crate::dataplane) fn audit_keys<T, K: Ord, V: PartialEq + Copy>(
 }
 
 fn described(backend: &Backend) -> String {
-    let Backend { flags, weight, service, .. } = backend;
-    format!("{} of service {service}, weight {weight}, flags {flags:#x}", address(backend))
+    let Backend { generation, flags, weight, withdrawals, service, .. } = backend;
+    format!(
+        "{} of service {service}, weight {weight}, flags {flags:#x}, generation {generation}, withdrawals {withdrawals}",
+        address(backend)
+    )
 }

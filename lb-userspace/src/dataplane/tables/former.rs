@@ -20,7 +20,7 @@ use lb_common::{
     select::Algorithm,
 };
 
-use super::{Entry, PerFamily, Tables, retire, slots};
+use super::{Entry, PerFamily, Standing, Tables, slots};
 use crate::{
     dataplane::{Dataplane, DataplaneError},
     model::{Frontend, IpFamily, Protocol, ServiceName, Weight},
@@ -136,11 +136,15 @@ impl<D: Dataplane> Tables<D> {
         self.service_ids.take_all(entries().map(|entry| entry.id));
         self.backend_ids.take_all(entries().flat_map(|entry| entry.ids.iter().copied()));
         self.take_slots(entries().flat_map(|entry| [entry.cluster.clone(), entry.local.clone()]));
+        for (standing, id) in self.standings.iter_mut().zip(0..) {
+            let Backend { generation, withdrawals, .. } = self.dataplane.backends().get(id);
+            *standing = Standing { generation, withdrawals };
+        }
         // Ids that the former agent was about to give back: a packet may have made a flow of the backend just before.
         let ids: BTreeSet<_> = entries().flat_map(|entry| entry.ids.iter().copied()).collect();
         for id in (0..self.dataplane.backends().length()).filter(|id| !ids.contains(id)) {
-            if self.dataplane.backends().get(id).generation != 0 {
-                retire(&self.dataplane, id);
+            if self.standing(id).generation != 0 {
+                self.retire(id);
             }
         }
         self.look_for_all(&former);

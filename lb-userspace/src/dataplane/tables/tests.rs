@@ -528,7 +528,7 @@ fn drift_is_found_and_repaired() {
     let backend = |memory: &Memory, change: &dyn Fn(Backend) -> Backend| {
         memory.backends().set(0, change(memory.backends().get(0)));
     };
-    let spoil: [(&str, Spoil<'_>); 12] = [
+    let spoil: [(&str, Spoil<'_>); 16] = [
         ("TABLE 1: 1, not 7", &|memory| memory.table().set(1, Slot::new(7))),
         ("SERVICE 0", &|memory| memory.services().publish(0, offset_of!(abi::Service, cluster), 0)),
         ("SERVICE 1", &|memory| memory.services().publish(1, offset_of!(abi::Service, affinity), 3)),
@@ -545,7 +545,19 @@ fn drift_is_found_and_repaired() {
         ("SERVICES4/6 TCP 10.0.0.2:80", &|memory| {
             memory.frontends.insert(frontend("10.0.0.2:80"), abi::Frontend { service: 0, flags: 0 });
         }),
+        // Nobody looks for it yet.
+        ("SERVICES4/6 TCP 203.0.113.9:80: not there", &|memory| {
+            memory.frontends.insert(frontend("203.0.113.9:80"), abi::Frontend { service: 1, flags: 0 });
+        }),
         ("VIPS4/6 10.0.0.1: flags 0x1, not not there", &|memory| memory.vips.clear()),
+        ("VIPS4/6 203.0.113.9: not there", &|memory| {
+            memory.vips.insert("203.0.113.9".parse().unwrap(), 1);
+        }),
+        // All flows to it would be over.
+        ("BACKENDS 0: ", &|memory| {
+            backend(memory, &|it| Backend { generation: it.generation + 1, ..it });
+        }),
+        ("BACKENDS 0: ", &|memory| backend(memory, &|it| Backend { withdrawals: it.withdrawals + 1, ..it })),
         ("SOURCES 10.0.0.0/8 to service 1", &|memory| {
             memory.add_source(1, &"10.0.0.0/8".parse().unwrap()).unwrap();
         }),

@@ -7,6 +7,7 @@ use lb_common::{
     parse::{Part, Segment},
     verdict::{AnswerReason, DropReason, PassReason, Stage, Verdict},
 };
+use network_types::eth::EthHdr;
 
 use crate::{
     answer,
@@ -30,6 +31,10 @@ pub(crate) fn stranger<P: Packet, F: FamilyMaps>(packet: &P, segment: &Segment<F
     }
     // A backend's own traffic goes no further: one load does instead of two lookups.
     if !may_ask(packet) || !maps::may_be(Whose::Services, segment.key.destination) {
+        return PassReason::NotService.into();
+    }
+    // What is sent to all on a link is for nobody to forward or to answer (RFC 1122, section 3.2.2; `ip_forward` in `net/ipv4`).
+    if is_to_all(packet) {
         return PassReason::NotService.into();
     }
     if frontend::<F>(segment).is_some() {
@@ -62,10 +67,19 @@ const fn refuses(flags: u32) -> bool {
     flags & VipKey::REFUSES != 0
 }
 
-/// The frontend that a packet is for.
+/// Whether the frame is a broadcast, or a multicast: the first bit of its destination says so (IEEE 802).
+#[inline(always)]
+pub(crate) fn is_to_all<P: Packet>(packet: &P) -> bool {
+    packet.read::<EthHdr>(0).is_some_and(|ethernet| ethernet.dst_addr[0] & 1 != 0)
+}
+
+/// The frontend that a packet is for. The unspecified address stands in the tables for this host's own, for sockets: no packet is for it.
 #[inline(always)]
 pub(crate) fn frontend<F: FamilyMaps>(segment: &Segment<F::Address>) -> Option<Frontend> {
     let key = &segment.key;
+    if key.destination == F::Address::UNSPECIFIED {
+        return None;
+    }
     maps::frontend::<F>(&ServiceKey::new(key.destination, key.destination_port, key.proto))
 }
 

@@ -1,4 +1,4 @@
-//! What the agent sets before it loads the programs: the kernel treats it as constant.
+//! What the agent sets before it loads the programs, which the kernel treats as constant, but for one.
 
 use aya_ebpf::Global;
 use lb_common::{
@@ -58,9 +58,19 @@ static ENDS_UDP: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static ENDS_TCP: Global<u32> = Global::new(0);
 
+/// Whether the agent attaches to the devices of pods, so that what they send is met packet by packet: 0 or 1.
+#[unsafe(no_mangle)]
+static MEETS_PODS: Global<u32> = Global::new(0);
+
 /// A bit for each depth below the root at which there are control groups whose sockets are left alone.
 #[unsafe(no_mangle)]
 static EXEMPT_LEVELS: Global<u64> = Global::new(0);
+
+/// Whether UDP sockets would see answers come from backends, as a hook is missing by which they see the service: 0 or 1. The only one that
+/// the agent sets later, once it has attached to what there is.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".data")]
+static SHOWS_BACKENDS: Global<u32> = Global::new(0);
 
 /// The first port of the SNAT range and how many there are.
 #[inline(always)]
@@ -108,6 +118,18 @@ pub(crate) fn ends_all_sockets() -> bool {
 #[inline(always)]
 pub(crate) fn leaves_udp() -> bool {
     LEAVES_UDP.load() != 0
+}
+
+/// Whether what pods send is met packet by packet.
+#[inline(always)]
+pub(crate) fn meets_pods() -> bool {
+    MEETS_PODS.load() != 0
+}
+
+/// Whether UDP sockets would see answers come from backends.
+#[inline(always)]
+pub(crate) fn shows_backends() -> bool {
+    SHOWS_BACKENDS.load() != 0
 }
 
 /// Whether connected sockets of a protocol are to be ended when they lose their backend.

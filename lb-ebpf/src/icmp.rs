@@ -81,7 +81,7 @@ pub(crate) fn run<P: Packet, F: Icmp>(packet: &P, segment: &Segment<F::Address>)
 /// Answers an echo request to an address that is a service's alone, or refuses it.
 #[inline(always)]
 fn echo<P: Packet, F: Icmp>(packet: &P, segment: &Segment<F::Address>) -> Result<Verdict, Verdict> {
-    if !config::answers_ping() || segment.part != Part::Whole {
+    if !config::answers_ping() || segment.part != Part::Whole || classify::is_to_all(packet) {
         return Err(DropReason::EchoRefused.into());
     }
     rewrite::answer_echo::<P, F>(packet, segment, F::ECHO.1)?;

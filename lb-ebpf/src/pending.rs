@@ -156,7 +156,7 @@ pub(crate) fn open<P: Packet, F: FamilyMaps>(
         // Its own port is one that the node's connections take, and the node may open one to this very backend from there.
         leave_from(workspace, random_port());
     }
-    claim::<P, F>(packet, workspace, *moment)?;
+    claim::<P, F>(packet, key, workspace, *moment)?;
     match maps::claim_flow(F::pending(), key, &workspace.flow) {
         Ok(()) => {
             maps::count_flow(id);
@@ -182,6 +182,7 @@ fn make_entry<A: Address>(flow: &mut Flow<A>, key: &FlowKey<A>, answer: &FlowKey
 #[inline(always)]
 fn claim<P: Packet, F: FamilyMaps>(
     packet: &P,
+    key: &FlowKey<F::Address>,
     workspace: &mut Workspace<F::Address>,
     moment: Moment,
 ) -> Result<(), DropReason> {
@@ -189,7 +190,8 @@ fn claim<P: Packet, F: FamilyMaps>(
     let tries = if workspace.peer_key.proto == IpProto::SCTP { 1 } else { SNAT_TRIES };
     for _ in 0..tries {
         let Workspace { flow, peer, peer_key, .. } = workspace;
-        let is_ours = flow.is_on_node() || !socket::has_tuple::<P, F>(packet, peer_key);
+        // A backend that is its own client may ask from the very port that it listens on: then both directions would look alike.
+        let is_ours = *peer_key != *key && (flow.is_on_node() || !socket::has_tuple::<P, F>(packet, peer_key));
         if is_ours && is_free::<F>(peer_key, moment) {
             match maps::claim_flow(F::pending(), peer_key, peer) {
                 Ok(()) if track::reap(F::flows(), peer_key, moment.tick) => return Ok(()),

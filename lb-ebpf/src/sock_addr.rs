@@ -216,9 +216,10 @@ fn connect<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(), Verdict
     let (key, namespace) = asked::<F, N>(named)?;
     let is_of_node = namespace == config::node_namespace();
     let is_reached = (is_of_node || config::ends_all_sockets()) && !config::leaves_udp();
-    // One that can't be ended would go on sending to a backend that is gone. Packet by packet it is served as well. But a process of
-    // the node may have nothing else.
-    if key.proto == IpProto::UDP && !is_reached && has_packets(namespace) {
+    // One that can't be ended would go on sending to a backend that is gone, or its process would see answers come from there. Packet by
+    // packet it is served as well. But a process may have nothing else.
+    let is_left = config::ends(IpProto::UDP) && !is_reached || config::shows_backends();
+    if key.proto == IpProto::UDP && is_left && has_packets(namespace) {
         return Err(PassReason::NotService.into());
     }
     let now = track::now();
@@ -235,10 +236,10 @@ fn connect<F: FamilyMaps, N: Named<F::Address>>(named: &N) -> Result<(), Verdict
     Ok(())
 }
 
-/// Whether what the sockets of a network namespace send is met packet by packet: that of pods is.
+/// Whether what the sockets of a network namespace send is met packet by packet.
 #[inline(always)]
 fn has_packets(namespace: u64) -> bool {
-    namespace != config::node_namespace() || maps::is_met_at(IfIndex::LOOPBACK)
+    if namespace == config::node_namespace() { maps::is_met_at(IfIndex::LOOPBACK) } else { config::meets_pods() }
 }
 
 /// Notes what a socket is connected to. `false` where there is no room.
@@ -301,7 +302,13 @@ impl Call for Sendmsg {
             known.family == F::NUMBER && known.service_port == key.port && known.service_address == address
         };
         if named.is_connected() {
-            if let Some(connected) = maps::connected(named.context())
+            let connected = maps::connected(named.context());
+            // For a socket of IPv6 that talks IPv4 the kernel itself names the peer, also where its process names none
+            // (`udpv6_sendmsg` in `net/ipv6/udp.c`): the backend, which may be a frontend as well.
+            if connected.as_ref().is_some_and(|it| is_backend::<F>(it, address, key.port)) {
+                return Err(PassReason::NotService.into());
+            }
+            if let Some(connected) = connected
                 && is_to_it(connected)
                 && maps::is_current(connected.backend, connected.generation)
             {
@@ -384,10 +391,16 @@ impl Call for Show {
     }
 }
 
+/// Whether an address is the backend's that a socket got.
+#[inline(always)]
+fn is_backend<F: FamilyMaps>(translation: &Translation, address: [u64; 2], port: Port) -> bool {
+    translation.family == F::NUMBER && translation.backend_port == port && translation.backend_address == address
+}
+
 #[inline(always)]
 fn show<F: FamilyMaps, N: Named<F::Address>>(named: &N) {
     let (address, port) = (named.address().to_words(), named.port());
-    let is_from = |it: &Translation| it.family == F::NUMBER && it.backend_port == port && it.backend_address == address;
+    let is_from = |it: &Translation| is_backend::<F>(it, address, port);
     if named.proto() == IpProto::TCP {
         return maps::peer(named.cookie()).iter().filter(|it| is_from(it)).for_each(|it| come_from(named, it));
     }

@@ -37,7 +37,7 @@ use crate::{
         tables::{Drift, Tables, Wait},
     },
     describe, doctor,
-    network::{Change, Network, NetworkError, PodDevice, Roles, canonical_name, name_of},
+    network::{Change, Network, NetworkError, PodDevice, PodInterfaces, Roles, canonical_name, name_of},
     observe::{
         http::{self, HealthChecks, Listen, ListenError},
         metrics::Metrics,
@@ -351,7 +351,8 @@ impl Agent {
         let begin = Instant::now();
         let has_former = !pins.are_new();
         let roles = Roles { uplinks: canonical(&options.roles.uplinks, has_former)?, ..options.roles };
-        let settings = Settings { sockets: options.sockets.settings(), ..options.settings };
+        let meets_pods = roles.pod_interfaces != PodInterfaces::None;
+        let settings = Settings { sockets: options.sockets.settings(meets_pods), ..options.settings };
         let options = Options { roles, settings, ..options };
         let network = Network::follow(options.roles.clone()).await?;
         network.check_uplinks()?;

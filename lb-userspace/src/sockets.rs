@@ -66,6 +66,8 @@ struct Worker {
     failure: Option<String>,
     /// Whether the last sweep has left something that may be found by another one soon.
     is_unsettled: bool,
+    /// What the last sweep has found, and could not end.
+    survivors: HashSet<u64>,
 }
 
 impl Ender {
@@ -80,8 +82,15 @@ impl Ender {
         let (changes, receiver) = mpsc::sync_channel(1);
         let ended = Arc::new(AtomicU64::new(0));
         let in_all = settings.ends_all;
-        let mut worker =
-            Worker { watched, protocols, in_all, ended: Arc::clone(&ended), failure: None, is_unsettled: false };
+        let mut worker = Worker {
+            watched,
+            protocols,
+            in_all,
+            ended: Arc::clone(&ended),
+            failure: None,
+            is_unsettled: false,
+            survivors: HashSet::new(),
+        };
         thread::Builder::new().name("sockets".to_owned()).spawn(move || {
             privileges::settle_ender_of_sockets(in_all);
             // What a former agent had no time for comes first.
@@ -121,21 +130,22 @@ impl Ender {
 }
 
 impl Worker {
-    /// Ends what is to be ended now. What it looked for in vain; nothing where it could not look everywhere.
+    /// Ends what is to be ended now. What it looked for and did not find; nothing where it could not look everywhere.
     fn sweep(&mut self) -> Lost {
-        self.is_unsettled = false;
-        let (missed, failure) = match self.end_lost() {
+        self.survivors.clear();
+        let (mut missed, failure) = match self.end_lost() {
             Ok(missed) => (missed, None),
             Err(error) => (Lost::new(), Some(error.to_string())),
         };
+        missed.retain(|cookie, _| !self.survivors.contains(cookie));
         if failure != self.failure
             && let Some(error) = &failure
         {
             error!("sockets of removed backends stay as they are: {error}");
         }
-        self.failure = failure;
         // The call that connects one may still be underway.
-        self.is_unsettled |= missed.values().any(Watched::is_recent);
+        self.is_unsettled = failure.is_some() || !self.survivors.is_empty() || missed.values().any(Watched::is_recent);
+        self.failure = failure;
         missed
     }
 
@@ -217,9 +227,11 @@ impl Worker {
                 continue;
             };
             self.watched.remember(cookie, &translation);
+            self.survivors.insert(cookie);
             match error.kind() {
-                // Its process was faster, or the kernel was just moving it from one list to another.
-                io::ErrorKind::NotFound => self.is_unsettled = true,
+                // Its process was faster, the kernel was just moving it from one list to another, or has found another one with the same
+                // addresses, which is ended first.
+                io::ErrorKind::NotFound => {}
                 io::ErrorKind::Unsupported => return Err(error),
                 _ => {
                     let peer = connection.peer();

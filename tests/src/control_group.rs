@@ -17,6 +17,12 @@ use lb_userspace::cgroup::Root;
 
 use crate::{PATIENCE, netns::NetNs, poll};
 
+/// The number of the hook for connect(2) over IPv4 (`BPF_CGROUP_INET4_CONNECT` in include/uapi/linux/bpf.h).
+pub const CONNECT4: u32 = 10;
+
+/// Those of the hooks for recvfrom(2) over IPv4 and over IPv6 (`BPF_CGROUP_UDP4_RECVMSG`, `BPF_CGROUP_UDP6_RECVMSG`).
+pub const RECVMSG: [u32; 2] = [19, 20];
+
 /// A control group below the root of version 2, removed when this is dropped.
 #[derive(Debug)]
 #[must_use = "it goes when this is dropped"]
@@ -87,15 +93,15 @@ impl ControlGroup {
     /// Attaches a program of somebody else's to it, that lets all connections of IPv4 be as they are; it stays until the control
     /// group goes, and others may attach beside it.
     pub fn attach_stranger(&self) {
-        self.attach(BPF_F_ALLOW_MULTI);
+        self.attach(CONNECT4, BPF_F_ALLOW_MULTI);
     }
 
-    /// The same, but that nobody else may attach there.
-    pub fn attach_exclusive_stranger(&self) {
-        self.attach(0);
+    /// The same to the hook of this number, but that nobody else may attach there.
+    pub fn attach_exclusive_stranger(&self, attach_type: u32) {
+        self.attach(attach_type, 0);
     }
 
-    fn attach(&self, attach_flags: u32) {
+    fn attach(&self, attach_type: u32, attach_flags: u32) {
         // r0 = 1; exit
         let instructions: [u64; 2] = [0x0000_0001_0000_00b7, 0x0000_0000_0000_0095];
         let mut load = LoadAttr {
@@ -103,7 +109,7 @@ impl ControlGroup {
             insn_cnt: 2,
             insns: instructions.as_ptr().expose_provenance() as u64,
             license: c"GPL".as_ptr().expose_provenance() as u64,
-            expected_attach_type: BPF_CGROUP_INET4_CONNECT,
+            expected_attach_type: attach_type,
             ..LoadAttr::default()
         };
         // SAFETY: The attributes are the command's, and what they point to is there.
@@ -112,7 +118,7 @@ impl ControlGroup {
         let mut attach = AttachAttr {
             target_fd: group.as_raw_fd() as u32,
             attach_bpf_fd: program as u32,
-            attach_type: BPF_CGROUP_INET4_CONNECT,
+            attach_type,
             attach_flags,
         };
         // SAFETY: The attributes are the command's.
@@ -127,7 +133,6 @@ const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_ATTACH: libc::c_int = 8;
 const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
-const BPF_CGROUP_INET4_CONNECT: u32 = 10;
 const BPF_F_ALLOW_MULTI: u32 = 2;
 
 /// `BPF_CGROUP_INET4_BIND` to `BPF_CGROUP_UDP6_SENDMSG` but for those after bind(2), `BPF_CGROUP_UDP4_RECVMSG` and the like,

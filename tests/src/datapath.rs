@@ -181,7 +181,8 @@ impl Datapath {
             zone: None,
             name: Some(NODE.into()),
             addresses: ours.clone().collect(),
-            node_port_addresses: ours.collect(),
+            // The unspecified ones are for sockets, as the agent has it.
+            node_port_addresses: ours.chain([Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()]).collect(),
             bind_only: [].into(),
             pod_subnets: ["10.0.2.0/24", "fd00:2::/64"].iter().map(|it| it.parse().expect("a subnet")).collect(),
         };

@@ -546,11 +546,13 @@ impl Reference {
         let outcome = outcome.with(Effect::Opens(Box::new(flow.clone())));
         let is_sctp = flow.request.protocol == Protocol::Sctp;
         let keeps_port = flow.way != Way::Own || is_sctp;
+        // By the client's own port both directions may look alike.
+        let is_taken = |for_sure| flow.reply == flow.request || self.is_taken(&flow.reply, for_sure);
         let mut allowed = Vec::new();
-        if keeps_port && !self.is_taken(&flow.reply, true) {
+        if keeps_port && !is_taken(true) {
             allowed.push(outcome.clone());
         }
-        if !keeps_port || self.is_taken(&flow.reply, false) {
+        if !keeps_port || is_taken(false) {
             if is_sctp {
                 allowed.push(Outcome::dropped("snat-ports-exhausted"));
             } else {

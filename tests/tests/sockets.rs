@@ -11,6 +11,7 @@
 )]
 
 use std::{
+    array,
     collections::BTreeSet,
     fs,
     io::{BufRead as _, BufReader, ErrorKind, Write as _},
@@ -26,13 +27,13 @@ use lb_common::abi::{Backend, Translation};
 use lb_userspace::dataplane::kernel::SocketHook;
 use nix::sys::{
     signal::Signal,
-    socket::{SockaddrStorage, connect},
+    socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrStorage, connect, setsockopt, sockopt},
 };
 use serde_json::{Value, json};
 use tests::{
     agent::Agent,
     cluster::{Cluster, Layout, PodNetwork},
-    control_group::ControlGroup,
+    control_group::{CONNECT4, ControlGroup, RECVMSG},
     eventually,
     home::Home,
     servers::Server,
@@ -217,6 +218,24 @@ fn a_udp_socket_that_is_connected_stays_with_its_backend_when_it_names_the_servi
                 assert_eq!(socket.ask(to).unwrap(), backend, "{to}");
             }
         }
+    }
+}
+
+/// For a socket of IPv6 that talks IPv4 the kernel asks again at each send(2), and names the backend.
+#[test]
+fn a_udp_socket_of_ipv6_that_talks_ipv4_stays_with_a_backend_that_is_a_frontend_too() {
+    let cluster = cluster();
+    let _servers = serve(&cluster);
+    let [backend, other] = [cluster.pod(1, 1), cluster.pod(2, 1)];
+    let ports = json!([{ "name": "udp", "protocol": "UDP", "port": TARGET_PORT, "targetPort": TARGET_PORT }]);
+    let at_backend = Service::new(2).set("externalIPs", json!([backend.v4().to_string()])).set("ports", ports);
+    let services = file([Service::new(1).endpoint(backend), at_backend.endpoint(other)]);
+    let _agent = Agent::start_on(cluster.node(1), &services, &[]);
+    let to = mapped(vips(1)[0]);
+    let socket = cluster.node(1).host().datagrams(to.ip());
+    socket.connect(to).unwrap();
+    for _ in 0..3 {
+        assert_eq!(socket.ask_peer().unwrap(), backend.name());
     }
 }
 
@@ -527,6 +546,34 @@ fn what_is_ended_is_what_was_asked_for() {
     }
 }
 
+/// Sockets that share a port, as workers do: the kernel is asked to end one by its addresses, and finds the first that has them.
+#[test]
+fn all_sockets_of_udp_that_share_a_port_are_ended() {
+    let cluster = cluster();
+    let (host, pods) = (cluster.node(1).host(), [cluster.pod(1, 1), cluster.pod(1, 2)]);
+    let with = |pod| file([Service::new(1).endpoint(pod)]);
+    let agent = Agent::start_on(cluster.node(1), &with(pods[0]), &[]);
+    let sockets = host.namespace().run(|| {
+        let sockets: [_; 5] = array::from_fn(|_| {
+            let socket = socket::socket(AddressFamily::Inet, SockType::Datagram, SockFlag::empty(), None).unwrap();
+            setsockopt(&socket, sockopt::ReusePort, &true).unwrap();
+            socket::bind(socket.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, 4242)).unwrap();
+            UdpSocket::from(socket)
+        });
+        sockets.iter().rev().for_each(|socket| socket.connect(vips(1)[0]).unwrap());
+        sockets
+    });
+    // Then none of them may be one that is just being connected.
+    thread::sleep(Duration::from_secs(4));
+    agent.apply(&with(pods[1]));
+    let mut left: Vec<_> = sockets.iter().collect();
+    let is_ended = |socket: &UdpSocket| socket.take_error().unwrap().is_some();
+    eventually("all are ended", || {
+        left.retain(|socket| !is_ended(socket));
+        left.is_empty()
+    });
+}
+
 /// Packets of the node's own processes are not looked at, so that a call that is left to packets reaches nobody.
 #[test]
 fn sockets_of_udp_are_served_where_no_more_of_them_can_be_watched() {
@@ -779,7 +826,7 @@ fn a_hook_that_somebody_has_for_himself_is_named_and_all_others_are_used() {
     let cluster = cluster();
     let _servers = serve(&cluster);
     let group = ControlGroup::new("taken");
-    group.attach_exclusive_stranger();
+    group.attach_exclusive_stranger(CONNECT4);
     let (node, pod) = (cluster.node(1).host(), cluster.pod(1, 1));
     let services = file([Service::new(1).everywhere().endpoint(pod)]);
     let agent = Agent::start_on(cluster.node(1), &services, &["--cgroup", group.directory(), "--socket-lb", "on"]);
@@ -806,6 +853,56 @@ fn a_hook_that_somebody_has_for_himself_is_named_and_all_others_are_used() {
             assert_eq!(connect(client, to), shown(to), "{} to {to}", client.name());
         }
         assert!(agent.count(counted) > before, "{:?}", agent.status()["counters"]);
+    }
+}
+
+#[test]
+fn where_answers_would_be_shown_as_the_backends_datagrams_are_left_to_packets() {
+    for hook in RECVMSG {
+        let cluster = cluster();
+        let _servers = serve(&cluster);
+        let group = ControlGroup::new("shown");
+        group.attach_exclusive_stranger(hook);
+        let pod = cluster.pod(1, 1);
+        let services = file([Service::new(1).endpoint(pod)]);
+        let agent = Agent::start_on(cluster.node(1), &services, &["--cgroup", group.directory(), "--socket-lb", "on"]);
+        let missing = agent.status()["sockets"]["missing"].as_array().unwrap().len();
+        assert_eq!(missing, 3, "that one, and those that send: {}", agent.log());
+        for (client, counted) in [(cluster.node(1).host(), "own"), (cluster.pod(1, 2), "request-on-node")] {
+            for to in vips(1) {
+                let before = agent.count(counted);
+                let Some(lines) = python(&group, client, &KINDS, to, 2) else { return };
+                assert_eq!(lines, BTreeSet::from([format!("{} {} {}", pod.name(), to.ip(), to.port())]));
+                assert!(agent.count(counted) >= before + 4, "{:?}", agent.status()["counters"]);
+            }
+        }
+    }
+}
+
+/// What pods send is met by programs for packets only where the agent is told of their devices.
+#[test]
+fn sockets_of_pods_are_balanced_where_their_packets_are_not() {
+    let cluster = cluster();
+    let _servers = serve(&cluster);
+    let group = ControlGroup::new("pods");
+    let (node, [pod, remote]) = (cluster.node(1), [cluster.pod(1, 1), cluster.pod(2, 1)]);
+    let mut first = Agent::start_by_default(Home::new(&file([Service::new(1).endpoint(remote)])), node);
+    first.signal(Signal::SIGTERM);
+    first.wait();
+    let uplinks: Vec<_> = node.uplinks().iter().flat_map(|name| ["--interface", name]).collect();
+    for ended in ["none", "udp"] {
+        let own = ["--cgroup", group.directory(), "--socket-lb", "on", "--socket-lb-end", ended];
+        let mut agent = first.relaunch(node.host(), &[&uplinks[..], &own].concat()).ready();
+        for to in vips(1) {
+            for kind in KINDS {
+                let before = agent.count("socket");
+                let Some(lines) = python(&group, pod, &[kind], to, 2) else { return };
+                assert_eq!(lines, BTreeSet::from([format!("{} {} {}", remote.name(), to.ip(), to.port())]));
+                assert!(agent.count("socket") > before, "{kind} to {to}: {}", agent.log());
+            }
+        }
+        agent.signal(Signal::SIGTERM);
+        agent.wait();
     }
 }
 

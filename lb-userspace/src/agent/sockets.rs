@@ -49,7 +49,7 @@ pub(super) struct Sockets {
 
 impl SocketOptions {
     /// What the programs are told, by what this process may do and this kernel can.
-    pub(super) fn settings(&self) -> SocketSettings {
+    pub(super) fn settings(&self, meets_pods: bool) -> SocketSettings {
         let is_ending = self.mode != SocketMode::Off && self.ended != Ended::None;
         let warn = |error: &io::Error| warn!(error = describe(error), "sock-destroy is missing: {UNENDED}");
         let leaves_udp = is_ending && sockets::check().inspect_err(warn).is_err();
@@ -59,6 +59,7 @@ impl SocketOptions {
             ended: self.ended,
             ends_all: self.mode == SocketMode::On && is_ending && !leaves_udp && privileges::reaches_all_namespaces(),
             leaves_udp,
+            meets_pods,
             exempt_levels: self.exempt.iter().map(level).fold(0, |levels, level| levels | level),
         }
     }
@@ -99,12 +100,18 @@ impl Agent {
                 return sockets;
             }
         };
-        let SocketSettings { ends_all, leaves_udp, .. } = settings.sockets;
+        let SocketSettings { ends_all, leaves_udp, meets_pods, .. } = settings.sockets;
         if mode == SocketMode::On && options.ended != Ended::None && !ends_all && !leaves_udp {
+            let what = if meets_pods {
+                "connected UDP sockets of pods are not balanced as sockets, but packet by packet"
+            } else {
+                "connected UDP sockets of pods stay on backends that are gone, as --pod-interface names nothing by which they could be \
+                 balanced packet by packet"
+            };
+            let of_tcp = if options.ended == Ended::All { ", and TCP connections of pods are not ended" } else { "" };
             warn!(
-                "connected UDP sockets of pods are not balanced as sockets, but packet by packet: to end them when their backend is gone \
-                 wharf has to enter their network namespaces, which takes CAP_SYS_ADMIN, CAP_SYS_PTRACE and to see all processes \
-                 (hostPID)"
+                "{what}{of_tcp}: to end sockets of pods when their backend is gone wharf has to enter their network namespaces, which takes \
+                 CAP_SYS_ADMIN, CAP_SYS_PTRACE and to see all processes (hostPID)"
             );
         }
         if !options.exempt.is_empty() {
@@ -115,7 +122,9 @@ impl Agent {
         }
         let kernel = self.tables.dataplane_mut();
         sockets.exempt(kernel);
-        kernel.attach_sockets(&group);
+        if let Err(error) = kernel.attach_sockets(&group) {
+            error!(error = describe(&error), "UDP sockets may see answers come from backends");
+        }
         for missing in kernel.missing_hooks() {
             warn!(error = describe(&missing.error), "{} is missing: {}", missing.hook.name(), missing.hook.cost());
         }

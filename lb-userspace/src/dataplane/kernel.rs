@@ -24,7 +24,7 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{
-        HashMap, Map, MapData, MapError, PerCpuArray,
+        Array, HashMap, Map, MapData, MapError, PerCpuArray,
         lpm_trie::{Key, LpmTrie},
     },
     programs::ProgramFd,
@@ -62,6 +62,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/wh
 
 /// The key in `ADDRESSES` of the addresses to take where an interface has none: no interface has this number.
 pub const ANYWHERE: u32 = 0;
+
+/// The section of what the programs are told later, which is a map of one entry: `SHOWS_BACKENDS`.
+const VARIABLE: &str = ".data";
 
 /// What the programs are told when they are loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,6 +154,8 @@ pub struct Kernel {
     exempt: HashMap<MapData, u64, u32>,
     known_exempt: BTreeSet<u64>,
     watched: Option<Watched>,
+    /// Whether UDP sockets would see answers come from backends: 0 or 1.
+    variable: Array<MapData, u32>,
     /// Hooks of sockets that this kernel does not have, or that are taken.
     missing_hooks: Vec<MissingHook>,
     attachments: Attachments,
@@ -204,6 +209,7 @@ impl Kernel {
             .override_global("LEAVES_UDP", &leaves_udp, true)
             .override_global("ENDS_UDP", &ends_udp, true)
             .override_global("ENDS_TCP", &ends_tcp, true)
+            .override_global("MEETS_PODS", &u32::from(sockets.meets_pods), true)
             .override_global("EXEMPT_LEVELS", &sockets.exempt_levels, true)
             .load(OBJECT)
             .map_err(|error| DataplaneError::Load(Box::new(error)))?;
@@ -232,6 +238,7 @@ impl Kernel {
             exempt: map(&mut object, "EXEMPT")?,
             known_exempt: BTreeSet::new(),
             watched: Some(watched),
+            variable: map(&mut object, VARIABLE)?,
             missing_hooks,
             attachments: pins.map(Attachments::pinned_in).unwrap_or_default(),
             object,
@@ -320,17 +327,23 @@ impl Kernel {
     }
 
     /// Attaches to the hooks of sockets, in this control group and all below it. What can't be is in [`Kernel::missing_hooks`].
-    pub fn attach_sockets(&mut self, group: &ControlGroup) {
+    ///
+    /// # Errors
+    ///
+    /// If the programs can't be told that a hook is missing.
+    pub fn attach_sockets(&mut self, group: &ControlGroup) -> Result<(), DataplaneError> {
         for hook in SocketHook::ALL {
             if self.missing_hooks.iter().any(|missing| missing.hook == hook) {
                 continue;
             }
-            let attached = match hook.needs().filter(|needs| !self.attachments.sockets.contains_key(needs)) {
+            let attached = match hook.needs().iter().find(|needs| !self.attachments.sockets.contains_key(needs)) {
                 Some(needs) => Err(DataplaneError::NeedsHook { hook: hook.name(), needs: needs.name() }),
                 None => self.attachments.socket(&mut self.object, hook, group),
             };
             self.missing_hooks.extend(attached.err().map(|error| MissingHook { hook, error }));
         }
+        let shows_backends = SocketHook::SHOWING.iter().any(|hook| !self.attachments.sockets.contains_key(hook));
+        self.variable.set(0, u32::from(shows_backends), 0).map_err(map_error(VARIABLE))
     }
 
     /// To how many hooks of sockets the programs are attached.

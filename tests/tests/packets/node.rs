@@ -1,9 +1,12 @@
 //! Backends and clients on this node: the stack takes requests to where they go after they were translated, and replies are
 //! translated when they leave.
 
-use tests::packet::{OUR_MAC, Packet, THEIR_MAC};
+use tests::{
+    datapath::{DOWN_MAC, backend_mac},
+    packet::{OUR_MAC, Packet, THEIR_MAC},
+};
 
-use super::{Expect, Family, Row, by_backend, by_pod, leaving, leaving_to_pod, redirect, row};
+use super::{Expect, Family, Row, SNAT_PORT, by_backend, by_pod, leaving, leaving_to_pod, redirect, row, tx};
 
 pub(super) fn rows(f: Family) -> Vec<Row> {
     [backends(f), clients(f), hairpin(f), policies(f), source_ranges(f), node_ports(f)].into_iter().flatten().collect()
@@ -187,6 +190,7 @@ fn source_ranges(f: Family) -> Vec<Row> {
 }
 
 fn node_ports(f: Family) -> Vec<Row> {
+    let unspecified = if f.name == "IPv4" { "0.0.0.0" } else { "::" };
     let forwarded = || f.forwarded().tcp(4242, 8080).syn();
     vec![
         row(
@@ -195,6 +199,7 @@ fn node_ports(f: Family) -> Vec<Row> {
             redirect(&forwarded()),
         ),
         row("and on any other", f.ask(&f.down()).tcp(4242, 30093).syn(), redirect(&forwarded())),
+        row("but not on what stands for all", f.ask(unspecified).tcp(4242, 30093).syn(), Expect::Passed("not-service")),
         row(
             "is answered from there",
             by_backend(&f.reply().tcp(8080, 4242).syn().ack()),
@@ -208,5 +213,28 @@ fn node_ports(f: Family) -> Vec<Row> {
         ),
         row("by UDP it is another port", f.ask(&f.up()).udp(4242, 30093), Expect::Passed("not-service")),
         row("other ports are the host's", f.ask(&f.up()).tcp(4242, 30092).syn(), Expect::Passed("not-service")),
+    ]
+}
+
+/// A backend asks for itself, from the port that it listens on, at a NodePort of that number: with the client's port kept, requests and
+/// replies would be of one tuple.
+pub(super) fn symmetric(f: Family) -> Vec<Row> {
+    vec![
+        row(
+            "a client that looks like its backend leaves from another port",
+            by_backend(&f.reply().udp(30095, 30095)),
+            tx(&f.forwarded().udp(SNAT_PORT, 30095)),
+        ),
+        row(
+            "and is answered",
+            by_backend(&f.reply().udp(30095, SNAT_PORT)),
+            tx(&(f.packet)(&f.down(), f.backend).ethernet(DOWN_MAC, backend_mac(10)).ttl(63).udp(30095, 30095)),
+        )
+        .after([by_backend(&f.reply().udp(30095, 30095))]),
+        row(
+            "by SCTP there is none",
+            by_backend(&f.reply().sctp(30095, 30095, 1)),
+            Expect::Dropped("snat-ports-exhausted"),
+        ),
     ]
 }

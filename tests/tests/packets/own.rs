@@ -6,15 +6,12 @@ use tests::{
 };
 
 use super::{
-    Expect, Family, Row, by_backend, by_pod,
+    Expect, Family, Row, SNAT_PORT, by_backend, by_pod,
     icmp::error,
     leaving, own, own_at_once,
     refusals::{answer, told_too_big},
     row,
 };
-
-/// The SNAT range that these rows are run with: its only port.
-pub(super) const SNAT_PORT: u16 = 6000;
 
 pub(super) fn rows(f: Family) -> Vec<Row> {
     [asks(f), is_answered(f), answers_itself(f), is_refused(f), others(f)].into_iter().flatten().collect()

@@ -31,6 +31,16 @@ fn passed(f: Family) -> Vec<Row> {
     vec![
         row("another address", f.ask(f.client).tcp(4242, 80).syn(), Expect::Passed("not-service")),
         row(
+            "a broadcast, although it says a service's address",
+            f.ask(f.vip).tcp(4242, 80).syn().ethernet(THEIR_MAC, [0xFF; 6]),
+            Expect::Passed("not-service"),
+        ),
+        row(
+            "a multicast that would be refused",
+            f.ask(f.vip).tcp(4242, 81).syn().ethernet(THEIR_MAC, [1, 0, 0x5E, 0, 0, 1]),
+            Expect::Passed("not-service"),
+        ),
+        row(
             "another port of a load balancer's address",
             f.ask(&f.service(97, 93)).tcp(4242, 81).syn(),
             Expect::Passed("not-service"),

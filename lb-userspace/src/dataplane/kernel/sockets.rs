@@ -30,6 +30,8 @@ pub struct SocketSettings {
     pub ends_all: bool,
     /// Whether connected UDP sockets are left to packets: they are to be ended, and this kernel can't.
     pub leaves_udp: bool,
+    /// Whether what pods send is met packet by packet.
+    pub meets_pods: bool,
     /// A bit for each depth below the root at which there may be control groups whose sockets are left alone.
     pub exempt_levels: u64,
 }
@@ -162,12 +164,14 @@ impl SocketHook {
         }
     }
 
-    /// The hook without which this one does more harm than good.
-    pub(super) const fn needs(self) -> Option<Self> {
+    /// The hooks by which UDP sockets see answers come from the service: those of IPv6 may talk IPv4.
+    pub(super) const SHOWING: [Self; 2] = [Self::Recvmsg4, Self::Recvmsg6];
+
+    /// The hooks without which this one does more harm than good.
+    pub(super) const fn needs(self) -> &'static [Self] {
         match self {
-            Self::Sendmsg4 => Some(Self::Recvmsg4),
-            Self::Sendmsg6 => Some(Self::Recvmsg6),
-            _ => None,
+            Self::Sendmsg4 | Self::Sendmsg6 => &Self::SHOWING,
+            _ => &[],
         }
     }
 }

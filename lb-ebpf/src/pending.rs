@@ -190,9 +190,8 @@ fn claim<P: Packet, F: FamilyMaps>(
     let tries = if workspace.peer_key.proto == IpProto::SCTP { 1 } else { SNAT_TRIES };
     for _ in 0..tries {
         let Workspace { flow, peer, peer_key, .. } = workspace;
-        // A backend that is its own client may ask from the very port that it listens on: then both directions would look alike.
-        let is_ours = *peer_key != *key && (flow.is_on_node() || !socket::has_tuple::<P, F>(packet, peer_key));
-        if is_ours && is_free::<F>(peer_key, moment) {
+        let is_ours = flow.is_on_node() || !socket::has_tuple::<P, F>(packet, peer_key);
+        if is_ours && !are_alike(key, peer_key) && is_free::<F>(peer_key, moment) {
             match maps::claim_flow(F::pending(), peer_key, peer) {
                 Ok(()) if track::reap(F::flows(), peer_key, moment.tick) => return Ok(()),
                 Ok(()) => maps::remove_flow(F::pending(), peer_key),
@@ -203,6 +202,12 @@ fn claim<P: Packet, F: FamilyMaps>(
         leave_from(workspace, random_port());
     }
     Err(DropReason::SnatPortsExhausted)
+}
+
+/// Whether both directions would be of one tuple: a backend that is its own client may ask from the very port that it listens on.
+#[inline(never)] // The stack, as in `track`: Linux 6.1 adds up the frames of all calls.
+fn are_alike<A: Address>(key: &FlowKey<A>, answer: &FlowKey<A>) -> bool {
+    *key == *answer
 }
 
 /// Has a new flow's packets leave from another port.

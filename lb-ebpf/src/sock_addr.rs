@@ -409,13 +409,15 @@ fn show<F: FamilyMaps, N: Named<F::Address>>(named: &N) {
     }
     let Some(datagrams) = maps::datagrams(named.context()) else { return };
     // One backend may be that of two services: then it answers the one that was sent to last.
-    let mut last: Option<&Translation> = None;
-    for known in &datagrams.translations {
-        if known.turn != 0 && is_from(known) && last.is_none_or(|last| known.turn > last.turn) {
+    let mut last: Option<&mut Translation> = None;
+    for known in &mut datagrams.translations {
+        if known.turn != 0 && is_from(known) && last.as_ref().is_none_or(|last| known.turn > last.turn) {
             last = Some(known);
         }
     }
     if let Some(known) = last {
+        // A flow lives for as long as either side has something to say.
+        known.last_used = track::now().0;
         come_from(named, known);
     }
 }

@@ -162,6 +162,47 @@ fn a_socket_that_is_not_connected_talks_to_many_services_and_stays_with_a_backen
     }
 }
 
+/// It asks once, and is told for longer than a flow lives without a packet.
+#[test]
+fn a_socket_that_is_not_connected_stays_with_a_backend_that_goes_on_answering() {
+    let cluster = cluster();
+    let pods = [cluster.pod(1, 1), cluster.pod(2, 1)];
+    let tell = |name: String| {
+        move |stop: CancellationToken| {
+            let socket = UdpSocket::bind(("::", TARGET_PORT)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+            let mut client = None;
+            while !stop.is_cancelled() {
+                client = socket.recv_from(&mut [0; 8]).ok().map(|(_, from)| from).or(client);
+                client.map(|client| socket.send_to(name.as_bytes(), client).unwrap());
+            }
+        }
+    };
+    let _tellers = pods.map(|pod| pod.namespace().spawn(tell(pod.name().to_owned())));
+    let services = file([Service::new(1).endpoints(pods)]);
+    let _agent = Agent::start_on(cluster.node(1), &services, &["--timeout-udp", "2s"]);
+    for to in vips(1) {
+        let socket = cluster.node(1).host().namespace().run(|| UdpSocket::bind(("::", 0)).unwrap());
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let mut buffer = [0; 64];
+        let mut told = || {
+            let (length, from) = socket.recv_from(&mut buffer).unwrap();
+            assert_eq!((from.ip().to_canonical(), from.port()), (to.ip(), to.port()));
+            String::from_utf8_lossy(&buffer[..length]).into_owned()
+        };
+        socket.send_to(b"begin", mapped(to)).unwrap();
+        let (first, begin) = (told(), Instant::now());
+        while begin.elapsed() < Duration::from_secs(4) {
+            assert_eq!(told(), first);
+        }
+        socket.send_to(b"again", mapped(to)).unwrap();
+        // Another one would tell it, too, and be told by itself as soon as it is asked.
+        for _ in 0..10 {
+            assert_eq!(told(), first, "it went elsewhere");
+        }
+    }
+}
+
 #[test]
 fn a_udp_socket_may_be_connected_elsewhere() {
     let cluster = cluster();

@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     probe::{Connection, TIMEOUT, address, explain},
+    slowness,
     topology::Host,
 };
 
@@ -35,7 +36,20 @@ pub struct Datagrams {
 
 impl Host {
     /// The name of who answers a process that talks to an address in this way, and is shown that very address as its peer.
+    ///
+    /// An emulated machine may stand still for so long that a neighbour on the way is given up, and a datagram with it: there, who gets
+    /// no answer asks once more, on another socket.
     pub fn call(&self, call: Call, to: SocketAddr) -> io::Result<String> {
+        let result = self.call_once(call, to);
+        let is_lost = result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut);
+        if !(is_lost && call != Call::Tcp && slowness() > 1) {
+            return result;
+        }
+        eprintln!("{}: no answer from {to} ({call:?}), asked again", self.name());
+        self.call_once(call, to)
+    }
+
+    fn call_once(&self, call: Call, to: SocketAddr) -> io::Result<String> {
         match call {
             Call::Tcp => self.namespace().run(|| {
                 let connection = Connection::open(to)?;

@@ -459,6 +459,7 @@ impl Agent {
                 self.choose_addresses();
             }
             Event::Tick => {
+                self.repair_links();
                 self.confirm_neighbours().await;
                 self.attach_lost().await;
                 self.pin_again();
@@ -603,21 +604,38 @@ impl Agent {
         Ok(drift)
     }
 
+    /// Looks for programs that somebody else has detached, and attaches them again if that is asked for.
+    fn audit_links(&mut self, repair: bool) -> Vec<Drift> {
+        let drift = self.tables.dataplane_mut().audit_links(repair);
+        if repair && !drift.is_empty() {
+            self.attach_detached();
+        }
+        drift
+    }
+
     /// Looks now and then whether somebody else has written to the maps, and puts it right.
     fn audit(&mut self) {
         self.audit_at = Instant::now() + AUDIT;
         match self.audit_maps(true) {
             Ok(drift) => {
-                for Drift { map, entry, expected, found } in &drift {
-                    warn!(
-                        "somebody else has written to map {map}: entry {entry} said {found}, and says {expected} again"
-                    );
-                }
+                self.note_repaired(&drift);
                 self.audit.audits += 1;
-                self.audit.repaired += drift.len() as u64;
             }
             Err(error) => error!(error = describe(&error), "the maps could not be compared with what they should say"),
         }
+    }
+
+    /// The same for programs: without them there is no balancing at all.
+    fn repair_links(&mut self) {
+        let drift = self.audit_links(true);
+        self.note_repaired(&drift);
+    }
+
+    fn note_repaired(&mut self, drift: &[Drift]) {
+        for Drift { map, entry, expected, found } in drift {
+            warn!("somebody else has changed {map}: {entry} was {found}, and is to be {expected} again");
+        }
+        self.audit.repaired += drift.len() as u64;
     }
 }
 

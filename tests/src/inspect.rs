@@ -1,7 +1,12 @@
 //! What a host's interfaces are, have counted, and carry, and what is pinned for it.
 
 use std::{
-    fs,
+    ffi::CString,
+    fs, io,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -11,7 +16,7 @@ use aya::{
 };
 use serde_json::Value;
 
-use crate::{SOON, poll, topology::Host};
+use crate::{SOON, control_group::bpf, poll, topology::Host};
 
 impl Host {
     /// How many packets came in by an interface.
@@ -87,6 +92,21 @@ impl Host {
         MapData::from_pin(maps.join(name)).expect("it is a map's pin")
     }
 
+    /// Detaches the programs of the agent that runs here from where links hold them of which the pins' names have this in
+    /// them, as `bpftool link detach` does.
+    #[track_caller]
+    pub fn detach_programs(&self, which: &str) {
+        let links = self.pins().into_iter().find(|path| path.ends_with("links")).expect("an agent pins its links");
+        let links = fs::read_dir(links).expect("it can be read").map(|entry| entry.expect("it can be read"));
+        for link in links.filter(|link| link.file_name().to_string_lossy().contains(which)) {
+            match detach(&link.path()) {
+                // The agent may be attaching again.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                detached => detached.expect("it is a link's pin"),
+            }
+        }
+    }
+
     fn tcx(&self, interface: &str) -> Vec<String> {
         let attached = |(direction, attach_type)| {
             // A kernel before 6.6 has no tcx, and so none attached.
@@ -104,4 +124,19 @@ impl Host {
         assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).expect("it was asked for JSON")
     }
+}
+
+/// Detaches a pinned link, which stays and is on nothing then.
+fn detach(pin: &Path) -> io::Result<()> {
+    // Of include/uapi/linux/bpf.h.
+    const BPF_OBJ_GET: libc::c_int = 7;
+    const BPF_LINK_DETACH: libc::c_int = 34;
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    // SAFETY: The path is there for as long as the call takes.
+    let link = unsafe { bpf(BPF_OBJ_GET, &mut path.as_ptr().expose_provenance())? };
+    // SAFETY: The kernel has just made it for us.
+    let link = unsafe { OwnedFd::from_raw_fd(link) };
+    // SAFETY: The command takes the link's descriptor, and nothing else.
+    unsafe { bpf(BPF_LINK_DETACH, &mut link.as_raw_fd())? };
+    Ok(())
 }

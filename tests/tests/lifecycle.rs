@@ -28,8 +28,9 @@ use tempfile::TempDir;
 use tests::{
     SOON,
     agent::Agent,
+    cluster::{Layout, PodNetwork},
     eventually, poll,
-    services::{Service, cluster_ips, file, vips},
+    services::{Service, TARGET_PORT, cluster_ips, file, vips},
     topology::{Host, Lab, Topology},
     traffic::{Arrivals, Conversations},
     variants::PAIR,
@@ -778,6 +779,40 @@ fn what_somebody_else_writes_to_the_maps_is_found_and_put_right() {
         for vip in vips(1) {
             assert_eq!(lab.client().get_many(vip, 3, 1).answers, BTreeMap::from([("b1".to_owned(), 3)]));
         }
+    }
+}
+
+#[test]
+fn where_somebody_else_detaches_programs_they_are_attached_again() {
+    let cluster = Layout::new(PodNetwork::Routed).up();
+    let _servers = [cluster.pod(1, 1), cluster.pod(2, 1)].map(|pod| pod.serve(TARGET_PORT));
+    let services = file([Service::new(1).everywhere().endpoints([cluster.pod(1, 1), cluster.pod(2, 1)])]);
+    let node = cluster.node(1);
+    // One that balances by sockets, and one that meets what its processes send.
+    for more in [&["--xdp", "native"][..], &["--xdp", "off", "--socket-lb", "off"]] {
+        let agent = Agent::start_on(node, &services, more);
+        let places = || (node.host().programs(), agent.status()["sockets"]["attached"].clone());
+        let before = places();
+        let is_as_before = || (places() == before).then_some(());
+        // All, and half of an interface's.
+        for (ask, code, which) in [(&["verify"][..], 2, "-"), (&["verify", "--repair"], 0, "tc-egress-")] {
+            let is_told = || {
+                node.host().detach_programs(which);
+                let output = agent.cli(ask);
+                assert!(poll(Duration::from_secs(20), is_as_before).is_some(), "{}", agent.log());
+                for host in [cluster.client(), cluster.pod(1, 2), node.host()] {
+                    for vip in vips(1) {
+                        host.tcp(vip).unwrap();
+                    }
+                }
+                String::from_utf8_lossy(&output.stdout).contains("detached") && output.status.code() == Some(code)
+            };
+            // It may look by itself just before it is asked, but not each time.
+            assert!(iter::repeat_with(is_told).take(3).any(|it| it), "{ask:?}: {}", agent.log());
+        }
+        assert!(agent.cli(&["verify"]).status.success());
+        let repairs = node.host().http("http://127.0.0.1:10249/metrics").unwrap().metric("wharf_audit_repairs_total");
+        assert!(repairs.unwrap() >= 5.0, "{repairs:?}");
     }
 }
 

@@ -42,7 +42,8 @@ impl Agent {
         // From nothing, so that a mistake in following changes would be found, too.
         let wanted = self.in_force.as_ref().map(|it| policy::decide(it.desired(), it.node()));
         let unapplied = wanted.map_or(0, |wanted| plan(&wanted, self.tables.applied()).len());
-        let drift = self.audit_maps(repair)?;
+        let mut drift = self.audit_links(repair);
+        drift.extend(self.audit_maps(repair)?);
         let text = |text: &str| text.to_owned();
         let report = |it: &Drift| DriftReport {
             map: text(it.map),

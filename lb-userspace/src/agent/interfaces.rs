@@ -124,6 +124,17 @@ impl Agent {
         }
     }
 
+    /// Attaches to where somebody else has detached programs.
+    pub(super) fn attach_detached(&mut self) {
+        self.attach_again();
+        self.attach_sockets_again();
+        if self.tables.dataplane().loopback().is_none() {
+            self.attach_loopback();
+        }
+        self.attach_pods();
+        self.choose_addresses();
+    }
+
     /// Tries again to attach to uplinks that are lost: what was in the way may have gone without a change of the network.
     pub(super) async fn attach_lost(&mut self) {
         if !self.lost.is_empty() {

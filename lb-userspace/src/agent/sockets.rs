@@ -35,7 +35,7 @@ pub struct SocketOptions {
 #[derive(Default)]
 pub(super) struct Sockets {
     /// The control group that the programs are attached to.
-    group: Option<String>,
+    group: Option<ControlGroup>,
     /// Why there is none.
     failure: Option<String>,
     ender: Option<Ender>,
@@ -122,12 +122,7 @@ impl Agent {
         }
         let kernel = self.tables.dataplane_mut();
         sockets.exempt(kernel);
-        if let Err(error) = kernel.attach_sockets(&group) {
-            error!(error = describe(&error), "UDP sockets may see answers come from backends");
-        }
-        for missing in kernel.missing_hooks() {
-            warn!(error = describe(&missing.error), "{} is missing: {}", missing.hook.name(), missing.hook.cost());
-        }
+        attach(kernel, &group);
         info!(
             "attached to {} of {} hooks of sockets at {} ({})",
             kernel.attached_hooks(),
@@ -135,8 +130,18 @@ impl Agent {
             group.name(),
             mode.name()
         );
-        sockets.group = Some(group.name().to_owned());
+        sockets.group = Some(group);
         sockets
+    }
+
+    /// Attaches to the hooks of sockets that somebody else has detached programs from.
+    pub(super) fn attach_sockets_again(&mut self) {
+        let Some(group) = self.sockets.as_ref().and_then(|it| it.group.as_ref()) else { return };
+        let kernel = self.tables.dataplane_mut();
+        if kernel.attached_hooks() + kernel.missing_hooks().len() == SocketHook::ALL.len() {
+            return;
+        }
+        attach(kernel, group);
     }
 
     /// Begins to end sockets, of a former agent's making, too: even where none are balanced any more.
@@ -185,12 +190,22 @@ impl Agent {
         let failures = sockets.into_iter().flat_map(|it| [&it.failure, &it.not_exempt]).flatten().cloned();
         SocketsReport {
             mode: self.options.sockets.mode.name().to_owned(),
-            cgroup: sockets.and_then(|it| it.group.clone()),
+            cgroup: sockets.and_then(|it| it.group.as_ref()).map(|group| group.name().to_owned()),
             attached: kernel.attached_hooks(),
             missing: failures.chain(missing).collect(),
             loopback: kernel.loopback().map(|it| it.tc().name().to_owned()),
             ended: sockets.and_then(|it| it.ender.as_ref()).map_or(0, Ender::ended),
         }
+    }
+}
+
+/// Attaches to the hooks of sockets, and says which can't be.
+fn attach(kernel: &mut Kernel, group: &ControlGroup) {
+    if let Err(error) = kernel.attach_sockets(group) {
+        error!(error = describe(&error), "UDP sockets may see answers come from backends");
+    }
+    for missing in kernel.missing_hooks() {
+        warn!(error = describe(&missing.error), "{} is missing: {}", missing.hook.name(), missing.hook.cost());
     }
 }
 

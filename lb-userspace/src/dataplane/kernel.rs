@@ -326,7 +326,8 @@ impl Kernel {
         self.attachments.pods.keys().copied().chain(self.loopback().map(Attachment::index))
     }
 
-    /// Attaches to the hooks of sockets, in this control group and all below it. What can't be is in [`Kernel::missing_hooks`].
+    /// Attaches to the hooks of sockets that it is not attached to yet, in this control group and all below it. What can't be is in
+    /// [`Kernel::missing_hooks`].
     ///
     /// # Errors
     ///
@@ -337,7 +338,11 @@ impl Kernel {
                 continue;
             }
             let attached = match hook.needs().iter().find(|needs| !self.attachments.sockets.contains_key(needs)) {
-                Some(needs) => Err(DataplaneError::NeedsHook { hook: hook.name(), needs: needs.name() }),
+                Some(needs) => {
+                    self.attachments.release_socket(hook);
+                    Err(DataplaneError::NeedsHook { hook: hook.name(), needs: needs.name() })
+                }
+                None if self.attachments.sockets.contains_key(&hook) => continue,
                 None => self.attachments.socket(&mut self.object, hook, group),
             };
             self.missing_hooks.extend(attached.err().map(|error| MissingHook { hook, error }));

@@ -205,7 +205,12 @@ fn register(wharf: &mut Registry, status: &StatusReport) {
     family(wharf, "bytes", "Their bytes", bytes, Count::inc_by);
     counter(wharf, "changes", "Changes of services that came into force", status.revision);
     counter(wharf, "audits", "Looks at all maps", audit.audits);
-    counter(wharf, "audit_repairs", "Entries of maps that somebody else had changed", audit.repaired);
+    counter(
+        wharf,
+        "audit_repairs",
+        "Entries of maps that somebody else had changed, and programs that somebody else had detached",
+        audit.repaired,
+    );
     let collected = collector.as_ref().map_or(0, |it| it.removed);
     counter(wharf, "flows_collected", "Flows removed that were over", collected);
 }

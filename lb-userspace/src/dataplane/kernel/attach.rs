@@ -152,9 +152,7 @@ impl Attachments {
         }
         if self.has_tcx == Some(false) {
             // Filters are nowhere written down: all of ours go that no attachment has.
-            let attachments = || self.uplinks.values().chain(self.pods.values()).chain(&self.loopback);
-            let holds = || attachments().flat_map(|attachment| &attachment.holds);
-            remove_filters_but(|interface, side| holds().any(|hold| hold.is_filter_at(interface, side)));
+            remove_filters_but(|interface, side| self.holds().any(|hold| hold.is_filter_at(interface, side)));
         }
     }
 
@@ -261,8 +259,7 @@ impl Attachments {
 
     /// Detaches from the pod-facing devices that don't stay, by their numbers.
     pub(super) fn retain_pods(&mut self, stays: impl Fn(u32) -> bool) {
-        let gone: Vec<_> = self.pods.keys().copied().filter(|&index| !stays(index)).collect();
-        gone.iter().filter_map(|index| self.pods.remove(index)).for_each(Attachment::release);
+        take_if(&mut self.pods, |&index, _| !stays(index)).for_each(Attachment::release);
     }
 
     /// Forgets an uplink whose device is gone, and has not merely got another name.
@@ -270,6 +267,39 @@ impl Attachments {
         if self.uplinks.get(interface).is_some_and(|it| name_of(it.index()).is_none()) {
             self.uplinks.remove(interface).into_iter().for_each(Attachment::release);
         }
+    }
+
+    /// All that holds programs in their places.
+    pub(super) fn holds(&self) -> impl Iterator<Item = &Hold> {
+        let attachments = self.uplinks.values().chain(self.pods.values()).chain(&self.loopback);
+        attachments.flat_map(|attachment| &attachment.holds).chain(self.sockets.values())
+    }
+
+    /// The places that somebody else has detached programs from, of interfaces that are still there.
+    pub(super) fn detached(&self) -> impl Iterator<Item = Place> {
+        let is_there =
+            |place: &Place| !matches!(place, Place::Interface { interface, .. } if name_of(*interface).is_none());
+        self.holds().filter(|hold| hold.is_detached()).map(Hold::place).filter(is_there)
+    }
+
+    /// Forgets such places, and the interfaces that they are of, to be attached to anew. What else is there stays in its place meanwhile,
+    /// as if a former agent had left it.
+    pub(super) fn forget_detached(&mut self) {
+        let is_detached = |attachment: &Attachment| attachment.holds.iter().any(Hold::is_detached);
+        let uplinks = take_if(&mut self.uplinks, |_, it| is_detached(it));
+        let pods = take_if(&mut self.pods, |_, it| is_detached(it));
+        let attachments = uplinks.chain(pods).chain(self.loopback.take_if(|it| is_detached(it)));
+        let holds = attachments.flat_map(|attachment| attachment.holds);
+        let holds = holds.chain(take_if(&mut self.sockets, |_, hold| hold.is_detached()));
+        let (detached, others): (Vec<_>, Vec<_>) = holds.partition(Hold::is_detached);
+        detached.into_iter().for_each(Hold::release);
+        // Filters are found by themselves.
+        self.former.extend(others.into_iter().filter(Hold::is_link).map(|hold| (hold.place(), hold)));
+    }
+
+    /// Detaches from a hook of sockets.
+    pub(super) fn release_socket(&mut self, hook: SocketHook) {
+        self.sockets.remove(&hook).into_iter().for_each(Hold::release);
     }
 
     /// Takes tcx for missing, as it is below Linux 6.6.
@@ -392,6 +422,12 @@ impl Attachments {
         }
         Ok(())
     }
+}
+
+/// Takes some values out of a map.
+fn take_if<K: Ord + Clone, V>(map: &mut BTreeMap<K, V>, is_taken: impl Fn(&K, &V) -> bool) -> impl Iterator<Item = V> {
+    let keys: Vec<_> = map.iter().filter(|(key, value)| is_taken(key, value)).map(|(key, _)| key.clone()).collect();
+    keys.into_iter().filter_map(|key| map.remove(&key))
 }
 
 /// Of our filters: the first to be asked, by a number that nobody else takes.

@@ -12,7 +12,9 @@ use lb_common::{
 };
 
 use super::{
-    Kernel, frontend, listed, map_error,
+    Kernel, frontend,
+    links::Place,
+    listed, map_error,
     programs::{self, N_STAGES},
     removed,
 };
@@ -44,7 +46,26 @@ impl Kernel {
 
     /// How many entries that looks at.
     pub fn audited(&self) -> u64 {
-        (self.known_addresses.len() + self.known_exempt.len() + N_STAGES + 1) as u64
+        (self.known_addresses.len() + self.known_exempt.len() + N_STAGES + self.attachments.holds().count() + 1) as u64
+    }
+
+    /// Looks for places that somebody else has detached programs from. If that is to be repaired they are forgotten, and so attached to
+    /// again by who goes through all there are.
+    pub fn audit_links(&mut self, repair: bool) -> Vec<Drift> {
+        let [expected, found] = ["attached", "detached"].map(str::to_owned);
+        let drift = |place: Place| Drift {
+            map: "links",
+            entry: place.to_string(),
+            expected: expected.clone(),
+            found: found.clone(),
+        };
+        let drift: Vec<_> = self.attachments.detached().map(drift).collect();
+        if repair && !drift.is_empty() {
+            self.attachments.forget_detached();
+            // What is left of them may have no use any more.
+            self.is_settled = false;
+        }
+        drift
     }
 
     fn audit_epoch(&self) -> Option<Drift> {

@@ -21,7 +21,7 @@ use aya::{
 use tracing::debug;
 
 use super::{
-    pins::Pins,
+    pins::{self, Pins},
     programs::{Hook, descriptor, program},
     sockets::SocketHook,
     sys::{self, LinkPlace},
@@ -84,6 +84,21 @@ impl Hold {
     /// A filter, which stays when the agent ends or goes with it.
     pub(super) fn filter(place: Place, link: SchedClassifierLink, stays: bool) -> Self {
         Self { place, kind: Kind::Filter { link: Some(link), stays } }
+    }
+
+    /// Where it keeps the program.
+    pub(super) fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Whether its link is on nothing any more. Of what is not pinned, and of filters, that is not known.
+    pub(super) fn is_detached(&self) -> bool {
+        matches!(&self.kind, Kind::Link { pin: Some(path), .. } if pins::is_dead(path))
+    }
+
+    /// Whether it is a link.
+    pub(super) fn is_link(&self) -> bool {
+        matches!(self.kind, Kind::Link { .. })
     }
 
     /// Whether it is a filter on this side of an interface.

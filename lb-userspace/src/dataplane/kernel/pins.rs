@@ -277,8 +277,8 @@ fn sweep(root: &Path, ours: &str) {
     }
 }
 
-/// Whether what a link is on is gone.
-fn is_dead(link: &Path) -> bool {
+/// Whether a pinned link is on nothing any more: its interface or control group is gone, or somebody else has detached it.
+pub(super) fn is_dead(link: &Path) -> bool {
     sys::link_place(link).is_ok_and(|place| matches!(place, LinkPlace::Interface(0) | LinkPlace::ControlGroup(0)))
 }
 
